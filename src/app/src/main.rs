@@ -1,0 +1,3 @@
+//! The `sharded-etcd` binary.
+
+fn main() {}
