@@ -41,7 +41,8 @@ pub trait Shard: Send + Sync + 'static {
     /// Grants a lease, etcd's `Lease.LeaseGrant`.
     fn lease_grant(&self, request: pb::LeaseGrantRequest) -> BoxFuture<'_, Result<pb::LeaseGrantResponse>>;
     /// Revokes a lease and deletes its keys, etcd's `Lease.LeaseRevoke`.
-    fn lease_revoke(&self, request: pb::LeaseRevokeRequest) -> BoxFuture<'_, Result<pb::LeaseRevokeResponse>>;
+    fn lease_revoke(&self, request: pb::LeaseRevokeRequest)
+    -> BoxFuture<'_, Result<pb::LeaseRevokeResponse>>;
     /// Renews a lease once, one round of etcd's `Lease.LeaseKeepAlive`. An unknown lease answers TTL 0, as etcd does.
     fn lease_keep_alive(&self, id: i64) -> BoxFuture<'_, Result<pb::LeaseKeepAliveResponse>>;
     /// Remaining time and keys of a lease, etcd's `Lease.LeaseTimeToLive`. An unknown lease answers TTL -1, as etcd does.

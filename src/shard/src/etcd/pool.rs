@@ -1,0 +1,183 @@
+//! The connections to all members of one etcd cluster, as the service that tonic's clients send through.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tonic::{body::Body, codegen::Service};
+
+use super::{EtcdOptions, connection::Connection, endpoint::Endpoint, failure::SendFailure};
+
+/// How long a member that did not answer is passed over while there is another one.
+pub const SUSPENSION: Duration = Duration::from_secs(2);
+
+/// A caller that gives up on a member after this long has found it hanging; one that gives up sooner had its own reason.
+const HANGING: Duration = Duration::from_secs(1);
+
+/// Sends each request to one member.
+#[derive(Debug, Clone)]
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    members: Vec<Member>,
+    next: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Member {
+    endpoint: Endpoint,
+    connections: Vec<Connection>,
+    suspended_until: Mutex<Option<Instant>>,
+}
+
+impl Member {
+    fn suspend(&self) {
+        *self.suspended_until.lock() = Some(Instant::now() + SUSPENSION);
+    }
+
+    fn is_suspended(&self) -> bool {
+        self.suspended_until.lock().is_some_and(|until| Instant::now() < until)
+    }
+}
+
+impl Pool {
+    /// A pool of `connections` connections to each member, none of them open yet.
+    pub(super) fn new(endpoints: &[Endpoint], connections: usize, options: &Arc<EtcdOptions>) -> Self {
+        let members = endpoints
+            .iter()
+            .map(|endpoint| Member {
+                endpoint: endpoint.clone(),
+                connections: (0..connections)
+                    .map(|_| Connection::new(endpoint.clone(), options.clone()))
+                    .collect(),
+                suspended_until: Mutex::default(),
+            })
+            .collect();
+        Self { shared: Arc::new(Shared { members, next: AtomicUsize::new(0) }) }
+    }
+
+    /// All endpoints, for messages.
+    pub(super) fn names(&self) -> String {
+        let names: Vec<_> = self.shared.members.iter().map(|member| member.endpoint.to_string()).collect();
+        names.join(", ")
+    }
+}
+
+impl Shared {
+    /// Sends a request to the first member that takes it.
+    async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, SendFailure> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut refusal = String::new();
+        // Twice round: a connection may have been closed since it was opened, and hands the request back.
+        for member in self.order(turn).into_iter().cycle().take(2 * self.members.len()) {
+            let connection = &member.connections[turn / self.members.len() % member.connections.len()];
+            let mut sender = match connection.open().await {
+                Ok(sender) => sender,
+                Err(error) => {
+                    refusal = error;
+                    continue;
+                }
+            };
+            let waiting = Waiting { member, since: Instant::now(), answered: false };
+            match waiting.answer(sender.try_send_request(request)).await {
+                Ok(response) => return Ok(response),
+                Err(mut failed) => match failed.take_message() {
+                    Some(unsent) => {
+                        refusal = format!("etcd at {} closed the connection", member.endpoint);
+                        request = unsent;
+                    }
+                    None => {
+                        let (endpoint, error) = (&member.endpoint, describe(&failed.into_error()));
+                        return Err(SendFailure::Lost(format!(
+                            "the connection to etcd at {endpoint} broke before an answer came: {error}"
+                        )));
+                    }
+                },
+            }
+        }
+        Err(SendFailure::NotSent(refusal))
+    }
+
+    /// All members in the order to try them: round robin, suspended ones last.
+    fn order(&self, turn: usize) -> Vec<&Member> {
+        let count = self.members.len();
+        let mut order: Vec<_> = (0..count).map(|step| &self.members[(turn + step) % count]).collect();
+        if count > 1 {
+            order.sort_by_key(|member| member.is_suspended());
+        }
+        order
+    }
+}
+
+/// Suspends a member when its caller gives up waiting.
+struct Waiting<'a> {
+    member: &'a Member,
+    since: Instant,
+    answered: bool,
+}
+
+impl Waiting<'_> {
+    async fn answer<E>(
+        mut self,
+        answer: impl Future<Output = Result<Response<Incoming>, E>>,
+    ) -> Result<Response<Incoming>, E> {
+        let answer = answer.await;
+        self.answered = true;
+        // An error without a body comes with its status in the headers. Unavailable (14) is what a member says that has
+        // no leader or gave up waiting for one; others may be better off.
+        if let Ok(response) = &answer
+            && response.headers().get("grpc-status").is_some_and(|code| code == "14")
+        {
+            self.member.suspend();
+        }
+        answer
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.answered && self.since.elapsed() >= HANGING {
+            self.member.suspend();
+        }
+    }
+}
+
+/// A hyper error with its sources, as its own text is only a category.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+impl Service<Request<Body>> for Pool {
+    type Response = Response<Incoming>;
+    type Error = SendFailure;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let shared = self.shared.clone();
+        Box::pin(async move { shared.send(request).await })
+    }
+}
