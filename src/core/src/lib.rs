@@ -1,1 +1,8 @@
-//! placeholder
+//! The pure heart of the project: no clock, no IO, no randomness of its own.
+//!
+//! Functions here take what happened and give what follows; the shells (`line`, `proxy`, `manager`, `app`) do it.
+
+pub mod keyspace;
+pub mod line;
+pub mod records;
+pub mod topology;
