@@ -14,7 +14,7 @@ use sharded_etcd_etcd_api::messages as pb;
 
 pub use checked::CheckedShard;
 pub use directory::ShardDirectory;
-pub use error::{Certainty, Result, ShardError};
+pub use error::{Certainty, ERR_COMPACTED, ERR_FUTURE_REV, ERR_LEASE_EXIST, ERR_LEASE_NOT_FOUND, Result, ShardError};
 
 /// A stream of watch responses of one watcher, as etcd's `Watch` gives them for one watch id.
 ///

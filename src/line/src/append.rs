@@ -1,0 +1,135 @@
+//! Appending cuts, in batches: one small meta write for all writers of a moment.
+
+use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rand::Rng;
+use sharded_etcd_core::{keyspace::ShardIx, line::Entry, records};
+use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_shard::Shard;
+
+use crate::{Line, LineError, Wake};
+
+/// What this process has seen of the shards, and whether somebody waits for it.
+pub(crate) struct Appender {
+    seen: Mutex<Seen>,
+    wanted: Wake,
+    noticed: Wake,
+}
+
+struct Seen {
+    /// Highest local revision seen of each shard, by join number.
+    locals: Vec<i64>,
+    /// An answer waits for a cut.
+    waiting: bool,
+}
+
+impl Appender {
+    pub(crate) fn new(shards: usize) -> Self {
+        let seen = Seen { locals: vec![0; shards], waiting: false };
+        Self { seen: Mutex::new(seen), wanted: Wake::new(), noticed: Wake::new() }
+    }
+
+    pub(crate) fn resize(&self, shards: usize) {
+        let mut seen = self.seen.lock();
+        if seen.locals.len() < shards {
+            seen.locals.resize(shards, 0);
+        }
+    }
+
+    /// An answer waits for a cut that covers this.
+    pub(crate) fn want(&self, shard: ShardIx, local: i64) {
+        self.note(shard, local, true);
+        self.wanted.notify_one();
+    }
+
+    /// Seen, and nobody waits.
+    pub(crate) fn saw(&self, shard: ShardIx, local: i64) {
+        self.note(shard, local, false);
+        self.noticed.notify_one();
+    }
+
+    fn note(&self, shard: ShardIx, local: i64, waits: bool) {
+        let mut seen = self.seen.lock();
+        if seen.locals.len() <= shard.index() {
+            seen.locals.resize(shard.index() + 1, 0);
+        }
+        let known = &mut seen.locals[shard.index()];
+        *known = (*known).max(local);
+        seen.waiting |= waits;
+    }
+
+    /// What was seen above a vector; and whether an answer waited for a cut, which is no longer noted then.
+    fn uncovered(&self, vector: &[i64]) -> (Vec<(ShardIx, i64)>, bool) {
+        let mut seen = self.seen.lock();
+        let above = seen
+            .locals
+            .iter()
+            .zip(vector)
+            .enumerate()
+            .filter(|(_, (seen, v))| seen > v)
+            .map(|(i, (&seen, _))| (ShardIx(i as u32), seen))
+            .collect();
+        (above, std::mem::take(&mut seen.waiting))
+    }
+}
+
+/// Puts an entry at the log's end; its position, and the previous end's place in the log.
+pub(crate) async fn put_entry(meta: &dyn Shard, entry: &Entry) -> Result<(i64, i64, Bytes), LineError> {
+    let value = entry.encode();
+    let put = pb::PutRequest {
+        key: Bytes::from_static(records::CUT_LATEST),
+        value: value.clone(),
+        prev_kv: true,
+        ..Default::default()
+    };
+    let answer = meta.put(put).await?;
+    let position = answer.header.map_or(0, |h| h.revision);
+    Ok((position, answer.prev_kv.map_or(0, |kv| kv.version), value))
+}
+
+impl Line {
+    /// Appends a cut whenever an answer waits for one, with all that was seen until then; what gathers meanwhile is
+    /// the next batch. What nobody waits for is appended once it has been uncovered for a while.
+    pub(crate) async fn append_loop(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => return,
+                () = self.appender.wanted.notified() => {}
+                () = self.linger() => {}
+            }
+            let (above, _) = self.appender.uncovered(&self.cut().vector);
+            if above.is_empty() {
+                continue;
+            }
+            if let Err(error) = self.append_cut(above).await {
+                self.stats.appends_unknown.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(%error, source = ?std::error::Error::source(&error), "a cut was not confirmed; appending again");
+                // Meta is in trouble: do not hammer it. Answers that wait have their own bound.
+                let pause = Duration::from_millis(rand::rng().random_range(20..60));
+                tokio::select! {
+                    () = self.shutdown.cancelled() => return,
+                    () = tokio::time::sleep(pause) => self.appender.wanted.notify_one(),
+                }
+            }
+        }
+    }
+
+    /// Until something has been seen and stayed uncovered for the configured time, with jitter, as all proxies see it.
+    async fn linger(&self) {
+        self.appender.noticed.notified().await;
+        let most = self.options.uncovered_max;
+        let jitter = most.mul_f64(rand::rng().random_range(0.0..0.5));
+        tokio::time::sleep(most + jitter).await;
+    }
+
+    async fn append_cut(&self, above: Vec<(ShardIx, i64)>) -> Result<(), LineError> {
+        let (position, before, value) = put_entry(self.meta.as_ref(), &Entry::Adv(above)).await?;
+        self.stats.appends.fetch_add(1, Ordering::Relaxed);
+        // If the entry before mine is my fold's end I know the result; else the watch brings what is between.
+        self.fold_entry(position, before + 1, &value)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,75 @@
+//! Reads of the log's end: one for all requests that wait.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sharded_etcd_core::records;
+use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_shard::ShardError;
+use tokio::sync::oneshot;
+
+use crate::{Line, LineError, Wake};
+
+type Answer = Result<i64, ShardError>;
+
+/// Requests that wait for a read of the log's end which begins after they arrived.
+#[derive(Default)]
+pub(crate) struct Refresher {
+    waiting: Mutex<Vec<oneshot::Sender<Answer>>>,
+    wake: Wake,
+}
+
+impl Refresher {
+    /// The log's end at a moment after this call.
+    pub(crate) async fn position(&self, most: Duration) -> Result<i64, LineError> {
+        let (answer, position) = oneshot::channel();
+        self.waiting.lock().push(answer);
+        self.wake.notify_one();
+        match tokio::time::timeout(most, position).await {
+            Ok(Ok(position)) => position.map_err(LineError::Meta),
+            Ok(Err(_)) => Err(LineError::Closed),
+            Err(_) => Err(LineError::Timeout { what: "the log's end", ms: most.as_millis() }),
+        }
+    }
+}
+
+impl Line {
+    pub(crate) async fn refresh_loop(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                () = self.refresher.wake.notified() => {}
+            }
+            let batch = std::mem::take(&mut *self.refresher.waiting.lock());
+            if batch.is_empty() {
+                continue;
+            }
+            let answer = self.read_end().await;
+            self.stats.refreshes.fetch_add(1, Ordering::Relaxed);
+            for waiting in batch {
+                // The receiver may have given up.
+                let _ = waiting.send(answer.clone());
+            }
+        }
+    }
+
+    async fn read_end(&self) -> Answer {
+        let key = Bytes::from_static(records::CUT_LATEST);
+        let answer = self.meta.range(pb::RangeRequest { key, ..Default::default() }).await?;
+        let Some(kv) = answer.kvs.first() else {
+            return Err(ShardError::refused(
+                tonic::Code::DataLoss,
+                "meta has lost the log: cut/latest is not there",
+            ));
+        };
+        // The read may bring the next entry before the watch does.
+        if let Err(error) = self.fold_entry(kv.mod_revision, kv.version, &kv.value) {
+            return Err(ShardError::refused(tonic::Code::DataLoss, error.to_string()));
+        }
+        Ok(kv.mod_revision)
+    }
+}
