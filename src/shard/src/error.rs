@@ -73,3 +73,5 @@ pub const ERR_FUTURE_REV: &str = "etcdserver: mvcc: required revision is a futur
 pub const ERR_LEASE_NOT_FOUND: &str = "etcdserver: requested lease not found";
 /// Text of `ErrLeaseExist` (code FailedPrecondition).
 pub const ERR_LEASE_EXIST: &str = "etcdserver: lease already exists";
+/// Text of `ErrRequestTooLarge` (code InvalidArgument).
+pub const ERR_REQUEST_TOO_LARGE: &str = "etcdserver: request is too large";

@@ -24,6 +24,7 @@ mod watch;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
+use prost::Message;
 use sharded_etcd_etcd_api::{
     etcdserverpb::{
         kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient,
@@ -33,7 +34,7 @@ use sharded_etcd_etcd_api::{
 };
 use tonic::{Code, Status};
 
-use crate::{Result, Shard, ShardError, WatchStream};
+use crate::{Result, Shard, ShardError, WatchStream, error::ERR_REQUEST_TOO_LARGE};
 use endpoint::Endpoint;
 use pool::Pool;
 
@@ -108,9 +109,7 @@ impl EtcdShard {
 
     fn kv(&self) -> KvClient<Pool> {
         let limit = self.options.message_bytes_max;
-        KvClient::with_origin(self.calls.clone(), self.origin.clone())
-            .max_decoding_message_size(limit)
-            .max_encoding_message_size(limit)
+        KvClient::with_origin(self.calls.clone(), self.origin.clone()).max_decoding_message_size(limit)
     }
 
     fn lease(&self) -> LeaseClient<Pool> {
@@ -127,6 +126,14 @@ impl EtcdShard {
     fn watch_client(&self) -> WatchClient<Pool> {
         let limit = self.options.message_bytes_max;
         WatchClient::with_origin(self.watches.clone(), self.origin.clone()).max_decoding_message_size(limit)
+    }
+
+    /// Refuses a request over the limit as etcd does. tonic's own check would break off the stream in the middle.
+    fn check_size(&self, request: &impl Message) -> Result<()> {
+        if request.encoded_len() > self.options.message_bytes_max {
+            return Err(ShardError::refused(Code::InvalidArgument, ERR_REQUEST_TOO_LARGE));
+        }
+        Ok(())
     }
 
     /// Waits for an answer, but not longer than the request timeout.
@@ -153,6 +160,7 @@ impl Shard for EtcdShard {
 
     fn put(&self, request: pb::PutRequest) -> BoxFuture<'_, Result<pb::PutResponse>> {
         Box::pin(async move {
+            self.check_size(&request)?;
             let mut client = self.kv();
             Ok(self.bounded(client.put(request)).await?.into_inner())
         })
@@ -160,6 +168,7 @@ impl Shard for EtcdShard {
 
     fn txn(&self, request: pb::TxnRequest) -> BoxFuture<'_, Result<pb::TxnResponse>> {
         Box::pin(async move {
+            self.check_size(&request)?;
             let mut client = self.kv();
             Ok(self.bounded(client.txn(request)).await?.into_inner())
         })

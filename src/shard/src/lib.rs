@@ -3,7 +3,6 @@
 //! A *shard* is one etcd cluster, or one embedded engine that answers as one. Both implement [`Shard`] with the
 //! messages of the etcd v3 API, so nothing above this port knows which one it talks to.
 
-mod checked;
 mod directory;
 mod error;
 pub mod etcd;
@@ -12,9 +11,10 @@ use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
 use sharded_etcd_etcd_api::messages as pb;
 
-pub use checked::CheckedShard;
 pub use directory::ShardDirectory;
-pub use error::{Certainty, ERR_COMPACTED, ERR_FUTURE_REV, ERR_LEASE_EXIST, ERR_LEASE_NOT_FOUND, Result, ShardError};
+pub use error::{
+    Certainty, ERR_COMPACTED, ERR_FUTURE_REV, ERR_LEASE_EXIST, ERR_LEASE_NOT_FOUND, Result, ShardError,
+};
 
 /// A stream of watch responses of one watcher, as etcd's `Watch` gives them for one watch id.
 ///

@@ -1,0 +1,201 @@
+//! Killed, frozen and restarted members: what is known about a write then, and how calls go on.
+
+use std::time::{Duration, Instant};
+
+use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_shard::{
+    Certainty, Shard, ShardError,
+    etcd::{EtcdOptions, EtcdShard, SUSPENSION},
+};
+use sharded_etcd_testkit::{EtcdProcess, EtcdProcessOptions, free_port, wait_until};
+use tokio::{io::AsyncReadExt, net::TcpListener};
+use tonic::Code;
+
+use super::{etcd, get, impatient, put};
+
+const SOON: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn a_member_that_is_not_there_gets_nothing() {
+    let endpoint = format!("127.0.0.1:{}", free_port().unwrap());
+    let shard = EtcdShard::connect_lazy(vec![endpoint.clone()], EtcdOptions::default()).unwrap();
+    let start = Instant::now();
+    for _ in 0..20 {
+        let error = shard.put(put("a", "1")).await.unwrap_err();
+        assert_eq!((error.code, error.certainty), (Code::Unavailable, Certainty::NotSent));
+        assert!(error.message.contains(&endpoint), "{error}");
+    }
+    assert!(start.elapsed() < Duration::from_secs(2), "a refused connection is an answer at once");
+}
+
+#[tokio::test]
+async fn a_killed_member_is_found_again_after_its_restart() {
+    let mut etcd = etcd().await;
+    let shard = etcd.shard();
+    shard.put(put("a", "1")).await.unwrap();
+    etcd.kill();
+    let error = wait_until("the broken connection is noticed", SOON, || async {
+        let error = shard.put(put("a", "2")).await.unwrap_err();
+        (error.certainty == Certainty::NotSent).then_some(error)
+    })
+    .await
+    .unwrap();
+    assert_eq!(error.code, Code::Unavailable);
+    etcd.restart().await.unwrap();
+    let answer =
+        wait_until("etcd answers again", SOON, || async { shard.range(get("a")).await.ok() }).await.unwrap();
+    assert_eq!(answer.kvs[0].value, "1");
+}
+
+#[tokio::test]
+async fn a_frozen_member_leaves_writes_open_and_answers_after_it_goes_on() {
+    let mut etcd = etcd().await;
+    let shard = etcd.shard_with(impatient());
+    shard.put(put("a", "1")).await.unwrap();
+    etcd.pause();
+    let start = Instant::now();
+    let error = shard.put(put("a", "2")).await.unwrap_err();
+    assert_eq!((error.code, error.certainty), (Code::Unavailable, Certainty::Ambiguous), "{error}");
+    assert!(error.message.contains(&etcd.endpoint()), "{error}");
+    assert!(start.elapsed() >= impatient().request_timeout);
+    etcd.resume();
+    shard.put(put("a", "3")).await.unwrap();
+    assert_eq!(shard.range(get("a")).await.unwrap().kvs[0].value, "3");
+}
+
+#[tokio::test]
+async fn a_kill_under_load_leaves_no_acknowledged_write_unwritten_and_no_unsent_one_written() {
+    let mut etcd = etcd().await;
+    let shard = etcd.shard();
+    shard.put(put("first", "")).await.unwrap();
+    let writers: Vec<_> = (0..20)
+        .map(|writer| {
+            let shard = shard.clone();
+            tokio::spawn(async move {
+                let mut outcomes: Vec<(String, Result<(), ShardError>)> = Vec::new();
+                loop {
+                    let key = format!("{writer}/{}", outcomes.len());
+                    let outcome = shard.put(put(&key, "x")).await.map(drop);
+                    let last = outcome.as_ref().is_err_and(|error| error.certainty == Certainty::NotSent);
+                    outcomes.push((key, outcome));
+                    if last {
+                        return outcomes;
+                    }
+                }
+            })
+        })
+        .collect();
+    wait_until("writes are under way", SOON, || async {
+        let count = pb::RangeRequest { count_only: true, ..super::all() };
+        (shard.range(count).await.unwrap().count > 200).then_some(())
+    })
+    .await
+    .unwrap();
+    etcd.kill();
+    let mut outcomes = Vec::new();
+    for writer in writers {
+        outcomes.extend(writer.await.unwrap());
+    }
+    etcd.restart().await.unwrap();
+    let keys = wait_until("etcd answers again", SOON, || async { shard.range(super::all()).await.ok() })
+        .await
+        .unwrap();
+    let written: std::collections::BTreeSet<_> = keys.kvs.iter().map(|kv| kv.key.clone()).collect();
+    for (key, outcome) in &outcomes {
+        match outcome {
+            Ok(()) => assert!(written.contains(key.as_bytes()), "{key} was acknowledged and is lost"),
+            Err(error) if error.certainty == Certainty::NotSent => {
+                assert!(!written.contains(key.as_bytes()), "{key} was written although: {error}");
+            }
+            Err(error) => {
+                assert_eq!((error.code, error.certainty), (Code::Unavailable, Certainty::Ambiguous))
+            }
+        }
+    }
+    assert!(outcomes.iter().filter(|(_, outcome)| outcome.is_ok()).count() > 200);
+}
+
+#[tokio::test]
+async fn a_server_that_takes_the_request_and_hangs_up_leaves_it_open() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string();
+    // Reads what a client sends at first, then closes the connection.
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut received = Vec::new();
+        while !received.windows(5).any(|bytes| bytes == b"a-key") {
+            assert_ne!(stream.read_buf(&mut received).await.unwrap(), 0, "the client hung up first");
+        }
+    });
+    let shard = EtcdShard::connect_lazy(vec![endpoint], EtcdOptions::default()).unwrap();
+    let error = shard.put(put("a-key", "1")).await.unwrap_err();
+    assert_eq!((error.code, error.certainty), (Code::Unavailable, Certainty::Ambiguous), "{error}");
+    server.await.unwrap();
+}
+
+#[tokio::test]
+async fn calls_pass_over_a_dead_member() {
+    let mut members = EtcdProcess::start_cluster(3, EtcdProcessOptions::default()).await.unwrap();
+    let shard = over(&members, EtcdOptions::default());
+    for number in 0..12 {
+        shard.put(put(&number.to_string(), "x")).await.unwrap();
+    }
+    let follower = follower(&members).await;
+    members[follower].kill();
+    // Connections to it are broken or refused; neither may fail a call twice.
+    let mut open = 0;
+    for number in 0..60 {
+        match shard.put(put(&number.to_string(), "y")).await {
+            Ok(_) => {}
+            Err(error) => {
+                assert_eq!(error.certainty, Certainty::Ambiguous, "{error}");
+                open += 1;
+            }
+        }
+    }
+    assert!(open <= 2, "{open} calls failed; each of the two connections may break under one");
+    members[follower].restart().await.unwrap();
+    for number in 0..12 {
+        shard.put(put(&number.to_string(), "z")).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn calls_pass_over_a_frozen_member_once_it_is_known() {
+    let mut members = EtcdProcess::start_cluster(3, EtcdProcessOptions::default()).await.unwrap();
+    let shard = over(&members, impatient());
+    for number in 0..12 {
+        shard.put(put(&number.to_string(), "x")).await.unwrap();
+    }
+    let follower = follower(&members).await;
+    members[follower].pause();
+    // One round meets it; after that it is passed over.
+    let mut round = Vec::new();
+    for _ in 0..3 {
+        round.push(shard.range(get("1")).await);
+    }
+    assert!(round.iter().filter(|answer| answer.is_err()).count() <= 1, "{round:?}");
+    let start = Instant::now();
+    let mut calls = 0;
+    while start.elapsed() < SUSPENSION / 4 {
+        shard.range(get("1")).await.unwrap();
+        calls += 1;
+    }
+    assert!(calls > 10, "{calls} calls");
+    members[follower].resume();
+}
+
+fn over(members: &[EtcdProcess], options: EtcdOptions) -> EtcdShard {
+    EtcdShard::connect_lazy(members.iter().map(EtcdProcess::endpoint).collect(), options).unwrap()
+}
+
+/// A member that is not the leader.
+async fn follower(members: &[EtcdProcess]) -> usize {
+    for (index, member) in members.iter().enumerate() {
+        let status = member.shard().status().await.unwrap();
+        if status.leader != status.header.unwrap().member_id {
+            return index;
+        }
+    }
+    panic!("every member says that it leads");
+}
