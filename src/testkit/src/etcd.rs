@@ -134,8 +134,12 @@ impl EtcdProcess {
     }
 
     /// Freezes etcd: connections stay open, nothing answers.
-    pub fn pause(&mut self) {
-        self.process.pause();
+    ///
+    /// # Errors
+    ///
+    /// When its threads do not stand still within 10 s.
+    pub async fn pause(&mut self) -> Result<()> {
+        self.process.pause().await
     }
 
     /// Lets a frozen etcd go on.
@@ -235,12 +239,13 @@ impl Plan {
             format!("--initial-cluster={cluster}"),
             format!("--initial-cluster-token={token}"),
             "--initial-cluster-state=new".to_owned(),
-            // A tenth of etcd's defaults would be quicker still, but a busy machine would hold elections all day.
-            "--heartbeat-interval=50".to_owned(),
-            "--election-timeout=500".to_owned(),
             format!("--max-txn-ops={}", options.max_txn_ops),
             format!("--max-request-bytes={}", options.max_request_bytes),
         ];
+        if !cluster.contains(',') {
+            // A single member has nobody to disagree with; several on a busy machine would hold elections all day.
+            arguments.extend(["--heartbeat-interval=50".to_owned(), "--election-timeout=500".to_owned()]);
+        }
         arguments.extend(options.quota_bytes.map(|bytes| format!("--quota-backend-bytes={bytes}")));
         if !options.fsync {
             arguments.push("--unsafe-no-fsync".to_owned());

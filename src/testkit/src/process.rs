@@ -15,6 +15,9 @@ use crate::{tools::last_lines, wait_until};
 /// How long a process may take to end after SIGTERM before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
+/// How long the threads of a process may take to stop after SIGSTOP.
+const PAUSE_LIMIT: Duration = Duration::from_secs(10);
+
 /// A running child process whose output goes to a file. Killed when dropped.
 #[derive(Debug)]
 pub struct Process {
@@ -81,8 +84,16 @@ impl Process {
     }
 
     /// Freezes the process with SIGSTOP: its sockets stay open and nothing answers.
-    pub fn pause(&mut self) {
+    ///
+    /// # Errors
+    ///
+    /// When not all of its threads stand still within 10 s.
+    pub async fn pause(&mut self) -> Result<()> {
         self.signal(Signal::STOP);
+        // The signal is only sent: threads on other processors go on for a moment.
+        let what = format!("all threads of {} stand still", self.name);
+        let id = self.id();
+        wait_until(&what, PAUSE_LIMIT, || std::future::ready(stands_still(id).then_some(()))).await
     }
 
     /// Lets a frozen process go on.
@@ -132,6 +143,16 @@ impl Process {
     }
 }
 
+/// True if all threads of a process are stopped by a signal (state T in proc_pid_stat(5)).
+fn stands_still(id: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{id}/task")) else { return false };
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // The name before the state is in parentheses and may hold any character.
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    })
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
@@ -168,7 +189,7 @@ mod tests {
         })
         .await
         .unwrap();
-        process.pause();
+        process.pause().await.unwrap();
         process.signal(Signal::TERM);
         assert!(process.wait(Duration::from_millis(300)).await.is_err(), "a stopped process cannot end");
         process.resume();

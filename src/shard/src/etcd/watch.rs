@@ -19,29 +19,25 @@ pub(super) async fn open(shard: &EtcdShard, create: pb::WatchCreateRequest) -> R
     request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
     let mut client = shard.watch_client();
     let answers = shard.bounded(client.watch(request)).await?.into_inner();
-    Ok(stream::unfold(State::Open { answers, requests }, next).boxed())
+    Ok(stream::unfold(Some(Watcher { answers, requests }), next).boxed())
 }
 
-/// The reading end of a watcher.
-enum State {
-    /// Answers come. `requests` keeps the sending half of the stream open; dropping it is what tells etcd to end the
-    /// watcher, as dropping the receiving half alone leaves the stream half open.
-    Open { answers: Streaming<pb::WatchResponse>, requests: mpsc::Sender<pb::WatchRequest> },
-    /// The last item has been given.
-    Ended,
+/// The reading end of a watcher. `requests` keeps the sending half of the stream open; dropping it is what tells etcd to
+/// end the watcher, as dropping the receiving half alone leaves the stream half open.
+struct Watcher {
+    answers: Streaming<pb::WatchResponse>,
+    requests: mpsc::Sender<pb::WatchRequest>,
 }
 
-async fn next(state: State) -> Option<(Result<pb::WatchResponse>, State)> {
-    let State::Open { mut answers, requests } = state else {
-        return None;
-    };
+/// The next item, and the watcher unless that was the last.
+async fn next(watcher: Option<Watcher>) -> Option<(Result<pb::WatchResponse>, Option<Watcher>)> {
+    let Watcher { mut answers, requests } = watcher?;
     match answers.message().await {
-        Ok(Some(answer)) if answer.canceled => Some((Ok(answer), State::Ended)),
-        Ok(Some(answer)) => Some((Ok(answer), State::Open { answers, requests })),
+        Ok(Some(answer)) if answer.canceled => Some((Ok(answer), None)),
+        Ok(Some(answer)) => Some((Ok(answer), Some(Watcher { answers, requests }))),
         Ok(None) => {
-            let error = ShardError::ambiguous(Code::Unavailable, "etcd ended the watch stream");
-            Some((Err(error), State::Ended))
+            Some((Err(ShardError::ambiguous(Code::Unavailable, "etcd ended the watch stream")), None))
         }
-        Err(status) => Some((Err(failure::shard_error(&status)), State::Ended)),
+        Err(status) => Some((Err(failure::shard_error(&status)), None)),
     }
 }
