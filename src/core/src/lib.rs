@@ -2,7 +2,9 @@
 //!
 //! Functions here take what happened and give what follows; the shells (`line`, `proxy`, `manager`, `app`) do it.
 
+pub mod check;
 pub mod keyspace;
 pub mod line;
 pub mod records;
 pub mod topology;
+pub mod translate;

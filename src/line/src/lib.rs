@@ -11,6 +11,7 @@ mod cut;
 mod error;
 mod follow;
 mod refresh;
+mod shards;
 
 use std::{
     sync::{Arc, atomic::AtomicI64},
@@ -29,6 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use checkpoint::{CheckpointError, write_checkpoint};
 pub use cut::Cut;
 pub use error::LineError;
+pub use shards::Shards;
 
 /// How a [`Line`] behaves.
 #[derive(Debug, Clone)]

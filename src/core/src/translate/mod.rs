@@ -1,0 +1,14 @@
+//! Translation between what a client sees (revisions of the line) and what a shard stores (local revisions, overrides).
+
+mod compare;
+mod kv;
+mod range;
+mod txn;
+
+pub use compare::{Translated, evaluate, impossible, translate_compare};
+pub use kv::{StoredOverride, client_kv};
+pub use range::{finish_range, keys_needed, needs_everything};
+pub use txn::{
+    Built, Decided, LeaseGuard, NEVER_GRANTED, Shape, ShapeOp, TxnBuilder, WriteAnswer, explicit_ranges,
+    is_read_only, leases, overrides_of, read_answer, touched,
+};
