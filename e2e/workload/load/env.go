@@ -148,12 +148,13 @@ func (e *env) saw(rev int64) {
 func (e *env) failed(op string, err error) {
 	e.errs.add(op, err)
 	if transient(err) {
-		if e.cfg.Tolerate {
-			e.led.Pass(chkErrors, 1)
-			return
-		}
 		// A request that was cut off by the end of the run is no news.
 		if errors.Is(err, context.Canceled) && e.stopped() {
+			return
+		}
+		e.outages.blip(e.rec.Now())
+		if e.cfg.Tolerate {
+			e.led.Pass(chkErrors, 1)
 			return
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 
@@ -64,9 +65,21 @@ func (l *locker) loop(ctx context.Context) {
 		if good && l.rnd.IntN(6) == 0 {
 			session.Orphan() // the lock keys go when the lease expires
 		} else if err := session.Close(); err != nil {
-			l.failed("session close", err)
+			l.closeFailed(err)
 		}
 	}
+}
+
+// closeFailed judges the error of a session's end. The lease is gone before
+// only if it expired, or if clientv3 sent the revoke again after an outage.
+func (l *locker) closeFailed(err error) {
+	if !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		l.failed("session close", err)
+		return
+	}
+	now := l.rec.Now()
+	l.errs.add("session close", err)
+	l.led.That(l.cfg.Tolerate && l.outages.during(now-lockWait, now), chkLocks, "%s: session close: %v, without an outage", l.name, err)
 }
 
 // lockContext ends with the wait or, soon, with the run.

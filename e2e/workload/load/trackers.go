@@ -15,7 +15,10 @@ type outages struct {
 	past []check.Outage
 }
 
-const maxOutages = 10_000
+const (
+	maxOutages = 10_000
+	blipWidth  = time.Second
+)
 
 // report notes whether something answered; at is when it was asked.
 func (o *outages) report(what string, ok bool, at, now time.Duration) {
@@ -33,6 +36,20 @@ func (o *outages) report(what string, ok bool, at, now time.Duration) {
 		}
 	case !ok && !down:
 		o.down[what] = at
+	}
+}
+
+// blip notes that a request failed for lack of an answer at a time: a restart
+// may be too short for the probes to see.
+func (o *outages) blip(now time.Duration) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if n := len(o.past); n > 0 && o.past[n-1].To >= now-blipWidth {
+		o.past[n-1].To = max(o.past[n-1].To, now)
+		return
+	}
+	if len(o.past) < maxOutages {
+		o.past = append(o.past, check.Outage{From: max(0, now-blipWidth), To: now})
 	}
 }
 
