@@ -1,0 +1,55 @@
+# Needs Rust (rustup reads rust-toolchain.toml), Go 1.26 and a C compiler; .ci/run installs what a bare machine lacks.
+
+# One profile for Clippy and tests, so that dependencies are built once; see [profile.ci] in Cargo.toml.
+PROFILE ?= ci
+CARGO ?= cargo
+GO ?= go
+# Folders of Go modules that hold source of ours.
+GO_SOURCES := $(sort $(dir $(wildcard e2e/*/go.mod)))
+
+.PHONY: help
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## the release binary, target/release/sharded-etcd
+	$(CARGO) build --locked --release --bins
+
+.PHONY: lint
+lint: lint-rust lint-go lint-shell ## formatting and lints, warnings are errors
+
+.PHONY: lint-rust
+lint-rust:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets --profile $(PROFILE) -- -D warnings
+
+.PHONY: lint-go
+lint-go:
+	@unformatted=$$(gofmt -l $(GO_SOURCES)); test -z "$$unformatted" || { echo "run gofmt -w on: $$unformatted"; exit 1; }
+	@for module in $(GO_SOURCES); do \
+	  [ -n "$$(cd $$module && $(GO) list ./... 2>/dev/null)" ] || continue; \
+	  echo "go vet $$module"; (cd $$module && $(GO) vet ./...) || exit 1; \
+	done
+
+.PHONY: lint-shell
+lint-shell:
+	@for script in .ci/run $$(git ls-files '*.sh'); do bash -n $$script || exit 1; done
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run $$(git ls-files '*.sh'); fi
+
+.PHONY: test
+test: tools test-rust test-go ## all tests that need no root: unit, simulation, integration against real etcd and etcdctl
+
+.PHONY: test-rust
+test-rust:
+	$(CARGO) test --locked --workspace --profile $(PROFILE) --no-fail-fast
+
+.PHONY: test-go
+test-go:
+	@for module in $(GO_SOURCES); do \
+	  [ -n "$$(cd $$module && $(GO) list ./... 2>/dev/null)" ] || continue; \
+	  (cd $$module && $(GO) test ./...) || exit 1; \
+	done
+
+.PHONY: tools
+tools: ## etcd, etcdctl and the Go workload, unless this machine has them
+	@e2e/tools/build.sh etcd workload
