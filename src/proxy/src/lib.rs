@@ -1,1 +1,11 @@
-//! placeholder
+//! The proxy: one etcd v3 endpoint over all shards of a topology.
+//!
+//! Stateless: everything it knows it has from meta and the shards, and any number of proxies serve one topology at
+//! once. The protocol is in docs/consistency.md.
+
+pub mod context;
+pub mod hub;
+pub mod kv;
+pub mod lease;
+pub mod metrics;
+pub mod services;

@@ -1,0 +1,105 @@
+//! Writes that wait: the fence of their range is closed, as it is being moved or split.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use sharded_etcd_core::keyspace::Rid;
+use sharded_etcd_line::Line;
+use tonic::Status;
+
+use crate::{context::Context, metrics::Metrics};
+
+/// The first pause between two tries; doubled each time, up to [`PAUSE_MAX`]. A change of the map ends a pause at once.
+const PAUSE_MIN: Duration = Duration::from_millis(4);
+const PAUSE_MAX: Duration = Duration::from_millis(50);
+
+/// All writes that wait now, counted for each ownership.
+pub(super) struct Held {
+    counts: Arc<Mutex<HashMap<Rid, usize>>>,
+    metrics: Arc<Metrics>,
+    requests_max: usize,
+    wait_max: Duration,
+}
+
+/// One write that waits; leaves when dropped.
+pub(super) struct Hold {
+    counts: Arc<Mutex<HashMap<Rid, usize>>>,
+    metrics: Arc<Metrics>,
+    rid: Rid,
+    since: Instant,
+    wait_max: Duration,
+    pause: Duration,
+}
+
+impl Held {
+    pub(super) fn new(ctx: &Context) -> Self {
+        Self {
+            counts: Arc::default(),
+            metrics: Arc::clone(&ctx.metrics),
+            requests_max: ctx.limits.held_requests_max,
+            wait_max: ctx.limits.held_max,
+        }
+    }
+
+    /// Takes a place in the queue of an ownership.
+    pub(super) fn enter(&self, rid: &Rid) -> Result<Hold, Status> {
+        let mut counts = self.counts.lock();
+        let count = counts.entry(rid.clone()).or_default();
+        if *count >= self.requests_max {
+            self.metrics.held_refused.inc();
+            return Err(not_sent());
+        }
+        *count += 1;
+        self.metrics.held_writes.inc();
+        Ok(Hold {
+            counts: Arc::clone(&self.counts),
+            metrics: Arc::clone(&self.metrics),
+            rid: rid.clone(),
+            since: Instant::now(),
+            wait_max: self.wait_max,
+            pause: PAUSE_MIN,
+        })
+    }
+}
+
+impl Hold {
+    /// Until it is worth to try again: the map no longer names `rid`, or a pause is over (an abort opens the fence
+    /// again without a change of the map).
+    pub(super) async fn wait(&mut self, line: &Line, rid: &Rid) -> Result<(), Status> {
+        let left = self.wait_max.saturating_sub(self.since.elapsed());
+        if left.is_zero() {
+            self.metrics.held_refused.inc();
+            return Err(not_sent());
+        }
+        let mut cuts = line.subscribe();
+        let moved = cuts.wait_for(|cut| cut.map.by_rid(rid).is_none());
+        // Either way the write is tried again; what it finds then decides.
+        let _ = tokio::time::timeout(self.pause.min(left), moved).await;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        Ok(())
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.metrics.held_writes.dec();
+        self.metrics.held_seconds.observe(self.since.elapsed().as_secs_f64());
+        let mut counts = self.counts.lock();
+        if let Some(count) = counts.get_mut(&self.rid) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.rid);
+            }
+        }
+    }
+}
+
+/// The one text for which clientv3 sends a mutation again (client/v3/retry.go, `isSafeRetryMutableRPC`): right here, as
+/// every try so far was refused by the shard.
+fn not_sent() -> Status {
+    Status::unavailable("there is no connection available")
+}
