@@ -110,7 +110,7 @@ func run(ctx context.Context, args []string) (bool, error) {
 	f.IntVar(&cfg.Lockers, "lockers", 3, "clients that take locks and leadership")
 	f.IntVar(&cfg.Leases, "leases", 3, "clients that keep leases; as many that drop and that revoke them")
 	f.StringVar(&cfg.LockPrefix, "lock-prefix", "/locks/", "prefix of locks and elections")
-	f.IntVar(&cfg.KeysPerDir, "keys-per-dir", 4, "keys of a writer in each of its directories (three in a prefix)")
+	f.IntVar(&cfg.KeysPerDir, "keys-per-dir", 4, "keys of a writer in each of its directories (five in a prefix)")
 	f.IntVar(&cfg.ValueBytes, "value-bytes", 128, "size of a value; one in fifty is ten times larger")
 	f.Float64Var(&cfg.Rate, "rate", 50, "writes per second of each writer, at most")
 	f.DurationVar(&cfg.OpTimeout, "op-timeout", 15*time.Second, "deadline of one request")
@@ -119,6 +119,7 @@ func run(ctx context.Context, args []string) (bool, error) {
 	f.DurationVar(&cfg.Compact, "compact-every", 0, "compact at this interval; 0 is never")
 	f.Int64Var(&cfg.CompactLag, "compact-lag", 1000, "revisions to keep behind a compaction")
 	f.DurationVar(&cfg.FinalWait, "final-wait", 30*time.Second, "how long each step at the end may take")
+	f.BoolVar(&cfg.OneRevision, "revoke-in-one-revision", false, "a revoke has to delete all keys in one revision, as one etcd does")
 	f.BoolVar(&cfg.Quiet, "quiet", false, "no progress lines on standard error")
 	if err := parse(f, args); err != nil {
 		return false, err

@@ -443,6 +443,11 @@ func TestLeases(t *testing.T) {
 		expect(t, leased(l, 7*second, 7*second), LeaseZombie)
 	})
 	t.Run("revoked", func(t *testing.T) { expect(t, leased(revoked, 4*second, 4*second)) })
+	t.Run("revoked in two revisions", func(t *testing.T) {
+		h := leased(revoked, 4*second, 4*second)
+		h.OneRevision = true
+		expect(t, h, LeaseEnds)
+	})
 	t.Run("revoked by half", func(t *testing.T) { expect(t, leased(revoked, 4*second, 0), LeaseEnds) })
 	t.Run("gone before the revoke", func(t *testing.T) { expect(t, leased(revoked, 2*second, 4*second), LeaseEarly) })
 	t.Run("deleted without a lease", func(t *testing.T) {

@@ -212,6 +212,9 @@ type History struct {
 	LeaseKeys map[uint32]bool
 	// Gone is when a lease key's deletion was first seen.
 	Gone map[uint32]time.Duration
+	// OneRevision asks that a revoke deletes all keys in one revision, as
+	// one etcd does.
+	OneRevision bool
 	// LockDirs are directories in which only the oldest key's holder may
 	// write a second time: locks and elections.
 	LockDirs []Range

@@ -38,9 +38,32 @@ func EndDeadline(answered, ttl time.Duration, outages []Outage) time.Duration {
 
 // checkLeases checks when the keys of each lease went away.
 func (l *line) checkLeases(led *Ledger) {
+	most := 0
 	for i := range l.h.Leases {
-		l.checkLease(&l.h.Leases[i], led)
+		lease := &l.h.Leases[i]
+		l.checkLease(lease, led)
+		if lease.End == Revoked {
+			most = max(most, l.checkRevoke(lease, led))
+		}
 	}
+	if most > 0 {
+		led.Note(LeaseEnds, "a revoke took up to %d revisions", most)
+	}
+}
+
+// checkRevoke counts the revisions in which a revoke deleted its keys.
+func (l *line) checkRevoke(lease *LeaseLog, led *Ledger) int {
+	revs := map[int64]bool{}
+	for _, key := range lease.Keys {
+		events := l.byKey[key]
+		if n := len(events); n > 0 && l.h.KVs[events[n-1]].Tomb && l.h.Gone[key] >= lease.RevokeSent {
+			revs[l.h.KVs[events[n-1]].Mod] = true
+		}
+	}
+	if l.h.OneRevision {
+		led.That(len(revs) <= 1, LeaseEnds, "%s (%x): its revoke deleted keys in %d revisions", lease.Name, lease.ID, len(revs))
+	}
+	return len(revs)
 }
 
 func (l *line) checkLease(lease *LeaseLog, led *Ledger) {

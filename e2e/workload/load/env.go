@@ -32,6 +32,7 @@ const (
 	chkObserve    = "election-observed" // observers see leaders in order
 	chkCompact    = "compaction"        // below ErrCompacted, at or above served
 	chkFuture     = "future-revision"   // ErrFutureRev for revisions to come
+	chkCounter    = "stm-counter"       // no increment is lost or done twice
 	chkPages      = "paged-list"        // pages at one revision fit together
 )
 
@@ -62,7 +63,7 @@ type stats struct {
 	locks, guarded, fencedOff, campaigns, observed   atomic.Int64
 	crossRefused, crossDone                          atomic.Int64
 	leasesGranted, leasesLost, leasesDropped         atomic.Int64
-	leasesRevoked, revokeRevsMax                     atomic.Int64
+	leasesRevoked, stmCommits, reflectorStarts       atomic.Int64
 	keepalives, compactions, lateWatches, progress   atomic.Int64
 }
 

@@ -34,6 +34,9 @@ func (r *runner) end() error {
 	}
 	close(r.probing)
 	r.probes.Wait()
+	if err := r.countersRight(); err != nil {
+		return err
+	}
 	return r.listAll(final)
 }
 

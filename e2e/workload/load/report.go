@@ -59,6 +59,7 @@ func (e *env) report(h *check.History, began time.Time, ran time.Duration) *Repo
 			"cross_directory_txns": s.crossDone.Load(), "cross_directory_txns_refused": s.crossRefused.Load(),
 			"leases_granted": s.leasesGranted.Load(), "leases_lost_in_outages": s.leasesLost.Load(),
 			"leases_dropped": s.leasesDropped.Load(), "leases_revoked": s.leasesRevoked.Load(), "keepalives": s.keepalives.Load(),
+			"stm_commits": s.stmCommits.Load(), "reflector_restarts": s.reflectorStarts.Load(),
 			"compactions": s.compactions.Load(), "late_watches": s.lateWatches.Load(), "progress_notifications": s.progress.Load(),
 		},
 		LatencyMillis: map[string]float64{},

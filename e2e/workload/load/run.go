@@ -33,6 +33,8 @@ type runner struct {
 	keepers sync.WaitGroup
 	probes  sync.WaitGroup
 	probing chan struct{}
+	// counters are what the STM clients count up.
+	counters counters
 }
 
 // Run runs the load, ends it and judges it. An error means that no judgement
@@ -62,6 +64,7 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 		return nil, err
 	}
 	h := e.rec.History()
+	h.OneRevision = cfg.OneRevision
 	h.Outages = e.outages.list(e.rec.Now())
 	check.Check(h, e.led)
 	r.live(stoppedAt)
@@ -180,6 +183,19 @@ func (r *runner) start() {
 			if cli := r.client(); cli != nil {
 				r.actor(func() { r.observe(r.ctx, cli) })
 			}
+		}
+	}
+	for n, prefix := range r.cfg.Prefixes {
+		if cli := r.client(); cli != nil {
+			f := &reflector{env: r.env, cli: cli, rnd: r.rng(uint64(500 + n)), prefix: prefix}
+			r.watches = append(r.watches, f.open(r.ctx))
+			r.actor(f.loop)
+		}
+	}
+	for n := range stmClients {
+		if cli := r.client(); cli != nil {
+			c := &counter{env: r.env, name: fmt.Sprintf("stm%02d", n), cli: cli, rnd: r.rng(uint64(600 + n)), shared: &r.counters}
+			r.actor(c.loop)
 		}
 	}
 	late := &latecomer{env: r.env, rnd: r.rng(400), ctx: r.ctx}

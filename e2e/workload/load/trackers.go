@@ -53,15 +53,24 @@ func (o *outages) blip(now time.Duration) {
 	}
 }
 
-// list returns all outages so far; those that go on end now.
+// list returns all outages so far, merged and in order; those that go on end
+// now.
 func (o *outages) list(now time.Duration) []check.Outage {
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	out := append([]check.Outage(nil), o.past...)
+	all := append([]check.Outage(nil), o.past...)
 	for _, since := range o.down {
-		out = append(out, check.Outage{From: since, To: now})
+		all = append(all, check.Outage{From: since, To: now})
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].From < out[j].From })
+	o.mu.Unlock()
+	sort.Slice(all, func(i, j int) bool { return all[i].From < all[j].From })
+	var out []check.Outage
+	for _, x := range all {
+		if n := len(out); n > 0 && x.From <= out[n-1].To {
+			out[n-1].To = max(out[n-1].To, x.To)
+		} else {
+			out = append(out, x)
+		}
+	}
 	return out
 }
 

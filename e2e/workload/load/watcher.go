@@ -72,21 +72,26 @@ func (e *env) follow(w *watch, ch clientv3.WatchChan) {
 			e.watchEnded(w, err, resp.CompactRevision)
 			return
 		}
-		if resp.IsProgressNotify() {
-			e.stats.progress.Add(1)
-			e.rec.Progress(w.log, resp.Header.Revision)
-			continue
-		}
-		events := make([]check.Event, 0, len(resp.Events))
-		top := int64(0)
-		for _, ev := range resp.Events {
-			out := e.event(ev)
-			top = max(top, out.KV.Mod)
-			events = append(events, out)
-		}
-		e.led.That(resp.Header.Revision >= top, check.WatchProgress, "%s: header revision %d below the event's %d", w.name, resp.Header.Revision, top)
-		e.rec.Deliver(w.log, response, events)
+		e.take(w, response, resp)
 	}
+}
+
+// take records one response of a watch.
+func (e *env) take(w *watch, response uint32, resp clientv3.WatchResponse) {
+	if resp.IsProgressNotify() {
+		e.stats.progress.Add(1)
+		e.rec.Progress(w.log, resp.Header.Revision)
+		return
+	}
+	events := make([]check.Event, 0, len(resp.Events))
+	top := int64(0)
+	for _, ev := range resp.Events {
+		out := e.event(ev)
+		top = max(top, out.KV.Mod)
+		events = append(events, out)
+	}
+	e.led.That(resp.Header.Revision >= top, check.WatchProgress, "%s: header revision %d below the event's %d", w.name, resp.Header.Revision, top)
+	e.rec.Deliver(w.log, response, events)
 }
 
 // watchEnded judges the end of a watch that nobody asked for: only a start

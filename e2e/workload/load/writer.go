@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -30,7 +31,8 @@ type writer struct {
 // dir is a directory: Txns and range deletes stay within one.
 type dir struct {
 	path  string
-	split bool // its keys may live on several shards
+	split bool   // its keys may live on several shards
+	tree  string // the parent directory, of which all is deleted at times
 	// clouded directories hold retired keys, of which nobody knows whether
 	// they exist: no more range deletes there.
 	clouded bool
@@ -64,8 +66,12 @@ func newWriter(e *env, n int, lease clientv3.LeaseID) (*writer, error) {
 	}
 	w := &writer{env: e, name: fmt.Sprintf("w%02d", n), cli: cli, rnd: e.rng(uint64(n)), lease: lease, wanting: -1}
 	for i, prefix := range e.cfg.Prefixes {
-		for _, sub := range []string{"", fmt.Sprintf("ns%d/", (n+i)%3), fmt.Sprintf("own-%s/", w.name)} {
-			d := &dir{path: prefix + sub, split: e.cfg.splittable(prefix)}
+		tree := fmt.Sprintf("%stree-%s/", prefix, w.name)
+		for _, sub := range []string{prefix, fmt.Sprintf("%sns%d/", prefix, (n+i)%3), fmt.Sprintf("%sown-%s/", prefix, w.name), tree + "x/", tree + "y/"} {
+			d := &dir{path: sub, split: e.cfg.splittable(prefix)}
+			if strings.HasPrefix(sub, tree) {
+				d.tree = tree
+			}
 			for k := range e.cfg.KeysPerDir {
 				key := &ownKey{dir: d, slot: fmt.Sprintf("%s%s-%s-%03d", d.path, e.run, w.name, k)}
 				w.renew(key)
@@ -130,6 +136,8 @@ func (w *writer) step() {
 		w.guardedDelete(k)
 	case p < 66 && !d.split:
 		w.severalKeys(d)
+	case p < 68 && d.tree != "":
+		w.deleteTree(d.tree)
 	case p < 68:
 		w.deleteRange(d)
 	default:
@@ -273,24 +281,41 @@ func (w *writer) severalKeys(d *dir) {
 
 // deleteRange deletes all keys of this writer in a directory.
 func (w *writer) deleteRange(d *dir) {
-	if d.clouded {
-		return
+	op := "delete range"
+	if d.split {
+		op = splitDelete
 	}
+	w.deletePrefix(op, w.prefix(d), d)
+}
+
+// deleteTree deletes several directories, which may live on several shards.
+func (w *writer) deleteTree(tree string) {
+	var dirs []*dir
+	for _, d := range w.dirs {
+		if d.tree == tree {
+			dirs = append(dirs, d)
+		}
+	}
+	w.deletePrefix(splitDelete, tree, dirs...)
+}
+
+func (w *writer) deletePrefix(op, prefix string, dirs ...*dir) {
 	var in []intent
-	for _, k := range d.keys {
-		if k.kv.Version > 0 {
-			in = append(in, intent{key: k, del: true})
+	for _, d := range dirs {
+		if d.clouded {
+			return
+		}
+		for _, k := range d.keys {
+			if k.kv.Version > 0 {
+				in = append(in, intent{key: k, del: true})
+			}
 		}
 	}
 	if len(in) == 0 {
 		return
 	}
-	op := "delete range"
-	if d.split {
-		op = splitDelete
-	}
 	w.send(op, 0, true, in, func(ctx context.Context) (int64, bool, error) {
-		resp, err := w.cli.Delete(ctx, w.prefix(d), clientv3.WithPrefix(), clientv3.WithPrevKV())
+		resp, err := w.cli.Delete(ctx, prefix, clientv3.WithPrefix(), clientv3.WithPrevKV())
 		if err != nil {
 			return 0, false, err
 		}
@@ -300,9 +325,9 @@ func (w *writer) deleteRange(d *dir) {
 			got[state.Key] = state
 		}
 		w.led.That(int(resp.Deleted) == len(in) && len(resp.PrevKvs) == len(in), chkAnswer,
-			"delete of %q: %d deleted and %d prev_kvs, but %d keys existed", w.prefix(d), resp.Deleted, len(resp.PrevKvs), len(in))
+			"delete of %q: %d deleted and %d prev_kvs, but %d keys existed", prefix, resp.Deleted, len(resp.PrevKvs), len(in))
 		for _, i := range in {
-			w.led.That(got[i.key.id] == i.key.kv, chkAnswer, "delete of %q: prev_kv of %q is %+v, not %+v", w.prefix(d), i.key.name, got[i.key.id], i.key.kv)
+			w.led.That(got[i.key.id] == i.key.kv, chkAnswer, "delete of %q: prev_kv of %q is %+v, not %+v", prefix, i.key.name, got[i.key.id], i.key.kv)
 		}
 		return resp.Header.Revision, true, nil
 	})
