@@ -46,6 +46,8 @@ pub struct EtcdOptions {
     /// How long a call waits for its answer, connecting included. Default 7 s: what etcd itself gives a request (5 s
     /// and two elections of 1 s; server/config `ReqTimeout`).
     pub request_timeout: Duration,
+    /// How long `defragment` and a physical `compact` wait: they work through the whole file. Default 10 min.
+    pub maintenance_timeout: Duration,
     /// How long one TCP connection attempt may take. Default 2 s.
     pub connect_timeout: Duration,
     /// Largest message in both directions, in bytes. Default 64 MiB; tonic's own limit for answers is 4 MiB.
@@ -53,8 +55,8 @@ pub struct EtcdOptions {
     /// HTTP/2 connections to each member for calls, at least 1. Default 2. Watches have one more of their own, so that
     /// a watch whose reader is slow cannot use up the flow-control window of calls.
     pub connections: usize,
-    /// Idle time after which a ping is sent. Default 10 s; etcd closes connections that ping more often than every 5 s
-    /// (`--grpc-keepalive-min-time`).
+    /// Time without a sign of life after which a ping is sent while an answer or a watch is open. Default 10 s; etcd
+    /// closes connections that ping more often than every 5 s (`--grpc-keepalive-min-time`).
     pub keepalive_interval: Duration,
     /// How long a ping's answer may take before the connection is given up. Default 5 s.
     pub keepalive_timeout: Duration,
@@ -64,6 +66,7 @@ impl Default for EtcdOptions {
     fn default() -> Self {
         Self {
             request_timeout: Duration::from_secs(7),
+            maintenance_timeout: Duration::from_secs(600),
             connect_timeout: Duration::from_secs(2),
             message_bytes_max: 64 << 20,
             connections: 2,
@@ -138,13 +141,20 @@ impl EtcdShard {
 
     /// Waits for an answer, but not longer than the request timeout.
     async fn bounded<T>(&self, answer: impl Future<Output = std::result::Result<T, Status>>) -> Result<T> {
-        let timeout = self.options.request_timeout;
-        match tokio::time::timeout(timeout, answer).await {
+        self.bounded_by(self.options.request_timeout, answer).await
+    }
+
+    async fn bounded_by<T>(
+        &self,
+        limit: Duration,
+        answer: impl Future<Output = std::result::Result<T, Status>>,
+    ) -> Result<T> {
+        match tokio::time::timeout(limit, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(status)) => Err(failure::shard_error(&status)),
             Err(_) => Err(ShardError::ambiguous(
                 Code::Unavailable,
-                format!("no answer from etcd at {} within {timeout:?}", self.calls.names()),
+                format!("no answer from etcd at {} within {limit:?}", self.calls.names()),
             )),
         }
     }
@@ -177,7 +187,12 @@ impl Shard for EtcdShard {
     fn compact(&self, request: pb::CompactionRequest) -> BoxFuture<'_, Result<pb::CompactionResponse>> {
         Box::pin(async move {
             let mut client = self.kv();
-            Ok(self.bounded(client.compact(request)).await?.into_inner())
+            let limit = if request.physical {
+                self.options.maintenance_timeout
+            } else {
+                self.options.request_timeout
+            };
+            Ok(self.bounded_by(limit, client.compact(request)).await?.into_inner())
         })
     }
 
@@ -242,7 +257,8 @@ impl Shard for EtcdShard {
     fn defragment(&self) -> BoxFuture<'_, Result<pb::DefragmentResponse>> {
         Box::pin(async move {
             let mut client = self.maintenance();
-            Ok(self.bounded(client.defragment(pb::DefragmentRequest {})).await?.into_inner())
+            let limit = self.options.maintenance_timeout;
+            Ok(self.bounded_by(limit, client.defragment(pb::DefragmentRequest {})).await?.into_inner())
         })
     }
 

@@ -97,6 +97,21 @@ impl Connection {
         }
     }
 
+    /// Begins to open the connection if nobody does and its back-off is over.
+    pub(super) fn open_beside(self: Arc<Self>) {
+        let due = match self.attempts.try_lock() {
+            Ok(attempts) => attempts.next.is_none_or(|next| next <= Instant::now()),
+            Err(_) => false,
+        };
+        if due {
+            // Ends within the connect timeout.
+            tokio::spawn(async move {
+                // The error is logged and kept for whoever asks next.
+                let _ = self.open().await;
+            });
+        }
+    }
+
     async fn connect(&self) -> Result<Sender, String> {
         let failed =
             |error: &dyn std::error::Error| format!("cannot connect to etcd at {}: {error}", self.endpoint);
@@ -110,7 +125,8 @@ impl Connection {
             .max_frame_size(FRAME_BYTES_MAX)
             .keep_alive_interval(self.options.keepalive_interval)
             .keep_alive_timeout(self.options.keepalive_timeout)
-            .keep_alive_while_idle(true)
+            // grpc-go counts pings without an open stream as abuse, whatever their interval.
+            .keep_alive_while_idle(false)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| failed(&error))?;

@@ -16,7 +16,12 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tonic::{body::Body, codegen::Service};
 
-use super::{EtcdOptions, connection::Connection, endpoint::Endpoint, failure::SendFailure};
+use super::{
+    EtcdOptions,
+    connection::{Connection, Sender},
+    endpoint::Endpoint,
+    failure::SendFailure,
+};
 
 /// How long a member that did not answer is passed over while there is another one.
 pub const SUSPENSION: Duration = Duration::from_secs(2);
@@ -39,7 +44,7 @@ struct Shared {
 #[derive(Debug)]
 struct Member {
     endpoint: Endpoint,
-    connections: Vec<Connection>,
+    connections: Vec<Arc<Connection>>,
     suspended_until: Mutex<Option<Instant>>,
 }
 
@@ -61,7 +66,7 @@ impl Pool {
             .map(|endpoint| Member {
                 endpoint: endpoint.clone(),
                 connections: (0..connections)
-                    .map(|_| Connection::new(endpoint.clone(), options.clone()))
+                    .map(|_| Arc::new(Connection::new(endpoint.clone(), options.clone())))
                     .collect(),
                 suspended_until: Mutex::default(),
             })
@@ -77,20 +82,13 @@ impl Pool {
 }
 
 impl Shared {
-    /// Sends a request to the first member that takes it.
+    /// Sends a request to one member.
     async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, SendFailure> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let mut refusal = String::new();
-        // Twice round: a connection may have been closed since it was opened, and hands the request back.
-        for member in self.order(turn).into_iter().cycle().take(2 * self.members.len()) {
-            let connection = &member.connections[turn / self.members.len() % member.connections.len()];
-            let mut sender = match connection.open().await {
-                Ok(sender) => sender,
-                Err(error) => {
-                    refusal = error;
-                    continue;
-                }
-            };
+        // More than once, as a connection may have been closed since it was opened; it hands the request back then.
+        for _ in 0..=self.members.len() {
+            let (member, mut sender) = self.connected(turn).await.map_err(SendFailure::NotSent)?;
             let waiting = Waiting { member, since: Instant::now(), answered: false };
             match waiting.answer(sender.try_send_request(request)).await {
                 Ok(response) => return Ok(response),
@@ -111,14 +109,36 @@ impl Shared {
         Err(SendFailure::NotSent(refusal))
     }
 
-    /// All members in the order to try them: round robin, suspended ones last.
-    fn order(&self, turn: usize) -> Vec<&Member> {
+    /// A live connection to the member whose turn it is, or the next best: one that is connected and answers, one that
+    /// can be connected to, one that did not answer lately.
+    ///
+    /// Nobody waits for a connection to one member while another is connected: that may take long, and is done beside.
+    ///
+    /// # Errors
+    ///
+    /// Why the last member could not be connected to, if none could.
+    async fn connected(&self, turn: usize) -> Result<(&Member, Sender), String> {
         let count = self.members.len();
-        let mut order: Vec<_> = (0..count).map(|step| &self.members[(turn + step) % count]).collect();
-        if count > 1 {
-            order.sort_by_key(|member| member.is_suspended());
+        let in_turn = (0..count).map(|step| &self.members[(turn + step) % count]);
+        let (suspended, answering): (Vec<_>, Vec<_>) = in_turn.partition(|member| member.is_suspended());
+        let connection =
+            |member: &Member| member.connections[turn / count % member.connections.len()].clone();
+        for &member in &answering {
+            let connection = connection(member);
+            match connection.live() {
+                Some(sender) => return Ok((member, sender)),
+                None if count > 1 => connection.open_beside(),
+                None => {}
+            }
         }
-        order
+        let mut refusal = String::new();
+        for member in answering.into_iter().chain(suspended) {
+            match connection(member).open().await {
+                Ok(sender) => return Ok((member, sender)),
+                Err(error) => refusal = error,
+            }
+        }
+        Err(refusal)
     }
 }
 

@@ -1,14 +1,25 @@
 //! Killed, frozen and restarted members: what is known about a write then, and how calls go on.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
+use futures::StreamExt;
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::{
     Certainty, Shard, ShardError,
     etcd::{EtcdOptions, EtcdShard, SUSPENSION},
 };
 use sharded_etcd_testkit::{EtcdProcess, EtcdProcessOptions, free_port, wait_until};
-use tokio::{io::AsyncReadExt, net::TcpListener};
+use tokio::{
+    io::{AsyncReadExt, copy_bidirectional},
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::timeout,
+};
 use tonic::Code;
 
 use super::{etcd, get, impatient, put};
@@ -189,6 +200,69 @@ async fn calls_pass_over_a_frozen_member_once_it_is_known() {
         start.elapsed()
     );
     members[follower].resume();
+}
+
+#[tokio::test]
+async fn no_call_waits_for_a_member_that_does_not_even_connect() {
+    // A queue of one that nobody accepts from: further attempts to connect get no answer at all.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let hanging = socket.listen(1).unwrap();
+    let address = hanging.local_addr().unwrap();
+    let mut queue = Vec::new();
+    while let Ok(stream) = timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+        queue.push(stream.unwrap());
+    }
+    let etcd = etcd().await;
+    let shard =
+        EtcdShard::connect_lazy(vec![etcd.endpoint(), address.to_string()], EtcdOptions::default()).unwrap();
+    shard.put(put("a", "0")).await.unwrap();
+    // Both connections of the good member have to be opened once, which may meet the bad one.
+    shard.put(put("a", "1")).await.unwrap();
+    shard.put(put("a", "2")).await.unwrap();
+    let start = Instant::now();
+    for number in 0..200 {
+        shard.put(put("a", number.to_string())).await.unwrap();
+    }
+    assert!(start.elapsed() < EtcdOptions::default().connect_timeout, "200 puts took {:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn pings_keep_a_quiet_watch_alive_and_do_not_annoy_etcd() {
+    let pings = Duration::from_millis(300);
+    let arguments = vec!["--grpc-keepalive-min-time=200ms".to_owned()];
+    let etcd = EtcdProcess::start(EtcdProcessOptions { arguments, ..Default::default() }).await.unwrap();
+    let (endpoint, connections) = forward(etcd.endpoint()).await;
+    let options = EtcdOptions { keepalive_interval: pings, connections: 1, ..EtcdOptions::default() };
+    let shard = EtcdShard::connect_lazy(vec![endpoint], options).unwrap();
+    shard.put(put("a", "1")).await.unwrap();
+    let create = pb::WatchCreateRequest { key: "a".into(), ..Default::default() };
+    let mut stream = shard.watch(create).await.unwrap();
+    assert!(stream.next().await.unwrap().unwrap().created);
+    assert_eq!(connections.load(Ordering::Relaxed), 2, "one for calls, one for watches");
+    // etcd's third strike closes a connection; both have had the time for ten pings here.
+    assert!(timeout(10 * pings, stream.next()).await.is_err(), "a quiet watch got an item");
+    shard.put(put("a", "2")).await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap().events.len(), 1);
+    assert_eq!(connections.load(Ordering::Relaxed), 2, "a connection was closed and opened again");
+}
+
+/// Passes connections on to `to` and counts them.
+async fn forward(to: String) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counter = connections.clone();
+    let to = to.strip_prefix("http://").unwrap().to_owned();
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            counter.fetch_add(1, Ordering::Relaxed);
+            let mut server = TcpStream::connect(&to).await.unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut client, &mut server).await });
+        }
+    });
+    (endpoint, connections)
 }
 
 fn over(members: &[EtcdProcess], options: EtcdOptions) -> EtcdShard {
