@@ -1,0 +1,365 @@
+//! Moves for balance: from shards above their share to shards below it.
+
+use bytes::Bytes;
+
+use super::{
+    model::{Cut, Load, Measure, Model, Part, PartAt, Shard, ShardAt},
+    planner::Waits,
+    text::{bytes_text, ratio_text},
+};
+
+/// Shards looked at on the other side of a need: the neediest suffice, and the work stays bounded.
+const PARTNERS_MAX: usize = 4;
+/// Deviations are reckoned in millionths of a mean shard.
+const SCALE: i128 = 1_000_000;
+
+/// True if `load` is above 1.2 times `share`: what a shard must not be to count as balanced.
+pub(super) fn above(load: u64, share: u64) -> bool {
+    u128::from(load) * 5 > u128::from(share) * 6
+}
+
+/// True if `load` is below 0.75 times `share`. Without a lower bound a sixth shard would stay empty, as five full ones
+/// are at 1.2 times the mean only.
+fn below(load: u64, share: u64) -> bool {
+    u128::from(load) * 4 < u128::from(share) * 3
+}
+
+/// A shard with clearly more or less than its share.
+#[derive(Debug, Clone, Copy)]
+struct Need {
+    shard: ShardAt,
+    measure: Measure,
+    gives: bool,
+    /// Distance from the share in millionths of a mean shard.
+    distance: i128,
+}
+
+/// Plans moves until no shard that could be helped is above or below its share.
+pub(super) fn balance(model: &mut Model<'_>, waits: &mut Waits) {
+    while !model.full() {
+        let found = needs(model).into_iter().find_map(|need| best(model, need).map(|choice| (need, choice)));
+        let Some((need, choice)) = found else { break };
+        carry_out(model, need, &choice);
+    }
+    if !model.full() {
+        explain(model, waits);
+    }
+}
+
+/// What is moved: a whole part, or a piece of one.
+#[derive(Debug)]
+pub(super) struct Choice {
+    pub(super) part: PartAt,
+    pub(super) piece: Piece,
+    pub(super) to: ShardAt,
+}
+
+/// A part, or what is left or right of a cut in it.
+#[derive(Debug, Clone)]
+pub(super) enum Piece {
+    Whole,
+    Left(Cut),
+    Right(Cut),
+}
+
+/// Why one choice is taken rather than another; the first field that differs decides, less is better.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Preference {
+    /// The taker would end clearly above its share, or the giver clearly below.
+    overshoots: bool,
+    /// Clearly less of the imbalance goes than with the best choice.
+    far_from_best: bool,
+    /// A range has to be split, which leaves one more.
+    splits: bool,
+    /// No neighbour of the piece is on the taker, so nothing can be merged there later.
+    apart: bool,
+    /// The least data.
+    bytes: u64,
+    keys: u64,
+    /// No reason, but always the same.
+    start: Bytes,
+    to: ShardAt,
+}
+
+fn scale(model: &Model<'_>, measure: Measure) -> i128 {
+    i128::from(model.mean(measure).max(model.tolerance(measure)).max(1))
+}
+
+/// True if there is enough of it for any difference to matter.
+fn counts(model: &Model<'_>, measure: Measure) -> bool {
+    model.total.of(measure) >= model.tolerance(measure).max(1)
+}
+
+/// How far the shard is above what it should hold, negative if below, in millionths of a mean shard.
+fn deviation(model: &Model<'_>, shard: &Shard, measure: Measure) -> i128 {
+    let difference = i128::from(shard.load.of(measure)) - i128::from(shard.target.of(measure));
+    difference * SCALE / scale(model, measure)
+}
+
+/// What there is to do, the most urgent first: shards above their share, then shards below it.
+fn needs(model: &Model<'_>) -> Vec<Need> {
+    let mut needs = Vec::new();
+    for (at, shard) in model.shards.iter().enumerate().filter(|(_, s)| s.takes()) {
+        for measure in Measure::ALL {
+            let (load, target) = (shard.load.of(measure), shard.target.of(measure));
+            let matters = load.abs_diff(target) >= model.tolerance(measure).max(1);
+            let gives = above(load, target);
+            if matters && (gives || below(load, target)) {
+                let distance = deviation(model, shard, measure).abs();
+                needs.push(Need { shard: at, measure, gives, distance });
+            }
+        }
+    }
+    needs.sort_by_key(|need| (!need.gives, -need.distance, need.shard, need.measure));
+    needs
+}
+
+/// The best move that helps with a need; `None` if there is none that is worth it.
+fn best(model: &Model<'_>, need: Need) -> Option<Choice> {
+    let partners = partners(model, need);
+    let mut candidates = Vec::new();
+    for partner in partners {
+        let (from, to) = if need.gives { (need.shard, partner) } else { (partner, need.shard) };
+        for part in &model.shards[from].parts {
+            pieces(model, *part, to, |piece, load| {
+                if let Some((gain, overshoots)) = gain(model, from, to, load, need) {
+                    candidates.push((gain, overshoots, load, Choice { part: *part, piece, to }));
+                }
+            });
+        }
+    }
+    let best_gain = |overshooting: bool| {
+        candidates.iter().filter(|(_, o, _, _)| *o == overshooting).map(|(gain, _, _, _)| *gain).max()
+    };
+    let best_gain = best_gain(false).or(best_gain(true))?;
+    let preferred = candidates.into_iter().min_by_key(|(gain, overshoots, load, choice)| {
+        let part = &model.parts[choice.part];
+        Preference {
+            overshoots: *overshoots,
+            far_from_best: *gain * 33 < best_gain * 32,
+            splits: !matches!(choice.piece, Piece::Whole),
+            apart: !model.touches(part, choice.to),
+            bytes: load.bytes,
+            keys: load.keys,
+            start: match &choice.piece {
+                Piece::Whole | Piece::Left(_) => part.range.start.clone(),
+                Piece::Right(cut) => cut.at.clone(),
+            },
+            to: choice.to,
+        }
+    });
+    preferred.map(|(_, _, _, choice)| choice)
+}
+
+/// The shards on the other side of a need, those that are furthest from their share first.
+fn partners(model: &Model<'_>, need: Need) -> Vec<ShardAt> {
+    let sign = if need.gives { 1 } else { -1 };
+    let mut partners = model
+        .shards
+        .iter()
+        .enumerate()
+        .filter(|(at, shard)| *at != need.shard && shard.takes())
+        .map(|(at, shard)| (sign * deviation(model, shard, need.measure), at))
+        .filter(|(deviation, _)| *deviation < 0)
+        .collect::<Vec<_>>();
+    partners.sort_unstable();
+    partners.truncate(PARTNERS_MAX);
+    partners.into_iter().map(|(_, at)| at).collect()
+}
+
+/// Calls `take` with the pieces of a part that could be moved to `to`: the whole, and those left and right of a cut
+/// that come closest to what one has too much and the other too little of, and to what one move carries.
+fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, mut take: impl FnMut(Piece, Load)) {
+    let part = &model.parts[at];
+    if part.moving || part.settled || part.pinned.is_some() {
+        return;
+    }
+    let max = model.limits.move_bytes_max;
+    let indivisible = part.scanned() && part.cuts() == 0;
+    if part.load.bytes <= max || indivisible {
+        take(Piece::Whole, part.load);
+    }
+    if part.cuts() == 0 {
+        return;
+    }
+    let (giver, taker) = (&model.shards[part.shard], &model.shards[to]);
+    let mut take_cut = |i: usize| {
+        let Some(cut) = part.cut(i) else { return };
+        if !model.topology.keyspace.rules.is_legal_boundary(&cut.at) {
+            return;
+        }
+        let right = part.load.minus(cut.left);
+        if cut.left.bytes <= max {
+            take(Piece::Left(cut.clone()), cut.left);
+        }
+        if right.bytes <= max {
+            take(Piece::Right(cut), right);
+        }
+    };
+    let mut tried = Vec::with_capacity(16);
+    let wanted = Measure::ALL.iter().filter(|m| counts(model, **m)).map(|m| {
+        let excess = giver.load.of(*m).saturating_sub(giver.target.of(*m));
+        let room = taker.target.of(*m).saturating_sub(taker.load.of(*m));
+        (*m, excess.min(room))
+    });
+    for (measure, want) in wanted.chain([(Measure::Bytes, max)]) {
+        let rest = part.load.of(measure).saturating_sub(want);
+        let left = part.cuts_while(|cut| cut.left.of(measure) <= want);
+        let right = part.cuts_while(|cut| cut.left.of(measure) < rest);
+        for i in [left.checked_sub(1), Some(left), right.checked_sub(1), Some(right)].into_iter().flatten() {
+            if !tried.contains(&i) {
+                tried.push(i);
+                take_cut(i);
+            }
+        }
+    }
+}
+
+/// How much less the two shards deviate (sum of squares) after a move of `load`, and whether it goes beyond the goal;
+/// `None` if the move is not worth it.
+fn gain(model: &Model<'_>, from: ShardAt, to: ShardAt, load: Load, need: Need) -> Option<(i128, bool)> {
+    let (giver, taker) = (&model.shards[from], &model.shards[to]);
+    let (mut gain, mut size, mut overshoots, mut worth_it) = (0i128, 0i128, false, false);
+    for measure in Measure::ALL.into_iter().filter(|m| counts(model, *m)) {
+        let tolerance = model.tolerance(measure);
+        let moved = load.of(measure);
+        let step = i128::from(moved) * SCALE / scale(model, measure);
+        let excess = deviation(model, giver, measure);
+        let room = -deviation(model, taker, measure);
+        gain += 2 * step * (excess + room - step);
+        size += step * step;
+        let is_over = |load: u64, target: u64| {
+            let beyond = load.saturating_sub(target);
+            u128::from(beyond) * 10 > u128::from(target) && beyond > tolerance
+        };
+        let (gives, takes) = (giver.target.of(measure), taker.target.of(measure));
+        let left = giver.load.of(measure).saturating_sub(moved);
+        let is_under = u128::from(left) * 10 < u128::from(gives) * 9 && gives - left > tolerance;
+        overshoots |= moved > 0 && (is_over(taker.load.of(measure) + moved, takes) || is_under);
+        // Nothing is moved for crumbs, unless they are a fair part of what is too much.
+        worth_it |= moved >= tolerance.max(1) || (measure == need.measure && step * 20 >= need.distance);
+    }
+    // Without this a piece twice the difference could be thrown to and fro: what it takes away must be clearly more
+    // than what it could bring when the loads drift a little.
+    let damped = gain > 0 && gain * 3 >= size * 2;
+    (damped && worth_it).then_some((gain, overshoots))
+}
+
+fn carry_out(model: &mut Model<'_>, need: Need, choice: &Choice) {
+    let from = model.parts[choice.part].shard;
+    let reason = {
+        let what = match need.measure {
+            Measure::Keys => "keys",
+            Measure::Bytes => "data",
+        };
+        let share = |shard: &Shard| ratio_text(shard.load.of(need.measure), shard.target.of(need.measure));
+        let (giver, taker) = (&model.shards[from], &model.shards[choice.to]);
+        format!(
+            "{} has {} × its share of {what}, {} {} ×",
+            giver.name,
+            share(giver),
+            taker.name,
+            share(taker)
+        )
+    };
+    cut_and_move(model, choice, reason);
+}
+
+/// Splits if need be, and moves.
+pub(super) fn cut_and_move(model: &mut Model<'_>, choice: &Choice, reason: String) {
+    let to = model.shards[choice.to].name.clone();
+    let why =
+        |load: Load| format!("so that {} keys, {}, can move to {to}", load.keys, bytes_text(load.bytes));
+    let moved = match &choice.piece {
+        Piece::Whole => choice.part,
+        Piece::Left(cut) => {
+            model.split(choice.part, cut.at.clone(), why(cut.left));
+            choice.part
+        }
+        Piece::Right(cut) => {
+            let right = model.parts[choice.part].load.minus(cut.left);
+            model.split(choice.part, cut.at.clone(), why(right))
+        }
+    };
+    model.move_part(moved, choice.to, reason);
+}
+
+/// Says why shards stay above or below their share.
+fn explain(model: &Model<'_>, waits: &mut Waits) {
+    for (at, shard) in model.shards.iter().enumerate().filter(|(_, s)| s.holds()) {
+        for measure in Measure::ALL {
+            let (load, share) = (shard.load.of(measure), model.share(shard, measure));
+            if !above(load, share) {
+                continue;
+            }
+            let tolerance = model.tolerance(measure);
+            let amount = |n: u64| match measure {
+                Measure::Keys => format!("{n} keys"),
+                Measure::Bytes => bytes_text(n),
+            };
+            let head = format!("it has {}, {} × its share", amount(load), ratio_text(load, share));
+            let reason = if load - share < tolerance {
+                format!("{head}, but a difference of {} is under {}", amount(load - share), amount(tolerance))
+            } else {
+                format!("{head}; {}", why_stuck(model, at, measure, &amount))
+            };
+            waits.add(&shard.name, reason);
+            // The other measure has the same reason, mostly.
+            break;
+        }
+    }
+    for need in needs(model).into_iter().filter(|need| !need.gives) {
+        let shard = &model.shards[need.shard];
+        let ratio = ratio_text(shard.load.of(need.measure), shard.target.of(need.measure));
+        let what = if need.measure == Measure::Keys { "keys" } else { "data" };
+        waits.add(
+            &shard.name,
+            format!("it has {ratio} × its share of {what}, and no range that others can spare fits"),
+        );
+    }
+}
+
+/// Why a shard above the mean keeps what it has.
+fn why_stuck(model: &Model<'_>, at: ShardAt, measure: Measure, amount: &dyn Fn(u64) -> String) -> String {
+    let shard = &model.shards[at];
+    if !shard.takes() {
+        return "it is unreachable".to_owned();
+    }
+    if !model.shards.iter().enumerate().any(|(other, s)| other != at && s.takes()) {
+        return "no other shard can take any of it".to_owned();
+    }
+    let sum = |of: &dyn Fn(&Part) -> bool| -> u64 {
+        shard.parts.iter().map(|p| &model.parts[*p]).filter(|p| of(p)).map(|p| p.load.of(measure)).sum()
+    };
+    let pinned = sum(&|p| p.pinned == Some(at));
+    if above(pinned, model.share(shard, measure)) {
+        return format!("{} of it are pinned there", amount(pinned));
+    }
+    if !above(shard.load.of(measure), shard.target.of(measure)) {
+        return "it is no more than what the others have that can take some now".to_owned();
+    }
+    let settled = sum(&|p| p.settled && !p.moving);
+    if u128::from(settled) * 2 > u128::from(shard.load.of(measure)) {
+        return format!("{} of it moved there recently and stay for now", amount(settled));
+    }
+    let free = shard.parts.iter().map(|p| &model.parts[*p]).filter(|p| p.pinned.is_none() && !p.moving);
+    // The first of equals in key order.
+    let largest = free.max_by(|a, b| {
+        a.load.of(measure).cmp(&b.load.of(measure)).then_with(|| b.range.start.cmp(&a.range.start))
+    });
+    match largest {
+        None => "all of it is moving or pinned".to_owned(),
+        Some(part) if !part.scanned() => {
+            format!(
+                "{} has {} and was not scanned yet for where to split it",
+                part.range,
+                amount(part.load.of(measure))
+            )
+        }
+        Some(part) => {
+            let held = amount(part.load.of(measure));
+            let why = if part.cuts() == 0 { "is one directory" } else { "has no boundary in a useful place" };
+            format!("{} has {held} and {why}, so no move would help", part.range)
+        }
+    }
+}

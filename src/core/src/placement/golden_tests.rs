@@ -1,0 +1,230 @@
+//! Situations and the plans for them, as text in `snapshots/`: a change of policy shows there.
+#![allow(clippy::unwrap_used)]
+
+use bytes::Bytes;
+
+use super::{
+    Limits, Observation, Plan, ShardState, plan,
+    world::{World, pin, show, topology, topology_with},
+};
+use crate::topology::{RebalanceMode, Topology};
+
+fn golden(name: &str, observation: &Observation, topology: &Topology) -> Plan {
+    golden_with(name, observation, topology, &Limits::default())
+}
+
+fn golden_with(name: &str, observation: &Observation, topology: &Topology, limits: &Limits) -> Plan {
+    let made = plan(observation, topology, limits);
+    assert_eq!(made, plan(observation, topology, limits), "not deterministic");
+    insta::with_settings!({omit_expression => true, prepend_module_to_snapshot => false}, {
+        insta::assert_snapshot!(name, made.to_string());
+    });
+    made
+}
+
+/// Directories `/a/` to `/t/` of 100 keys of 100 bytes.
+fn twenty_directories(world: &mut World) {
+    for letter in 'a'..='t' {
+        world.fill(&format!("/{letter}/"), 100, 100);
+    }
+}
+
+#[test]
+fn empty() {
+    let t = topology(3);
+    let made = golden("empty", &World::new(&t).observe(&t), &t);
+    assert!(made.balanced && made.steps.is_empty());
+}
+
+#[test]
+fn first_spread_over_three() {
+    let t = topology(3);
+    let mut world = World::new(&t);
+    twenty_directories(&mut world);
+    golden("first_spread_over_three", &world.observe(&t), &t);
+    let steps = world.settle(&t, &Limits::default(), 20);
+    assert!(plan(&world.observe(&t), &t, &Limits::default()).balanced, "{}", show(&steps));
+}
+
+#[test]
+fn keys_without_delimiter() {
+    let t = topology(2);
+    let mut world = World::new(&t);
+    world.fill("key-", 1000, 300);
+    golden("keys_without_delimiter", &world.observe(&t), &t);
+}
+
+#[test]
+fn one_directory_cannot_be_spread() {
+    let t = topology(3);
+    let mut world = World::new(&t);
+    world.fill("/registry/pods/", 1000, 300);
+    let made = golden("one_directory_cannot_be_spread", &world.observe(&t), &t);
+    assert!(made.steps.is_empty() && !made.balanced);
+}
+
+#[test]
+fn splittable_directory() {
+    let t = topology_with(3, |d| d.splittable = vec![Bytes::from_static(b"/registry/pods/")]);
+    let mut world = World::new(&t);
+    world.fill("/registry/pods/", 1000, 300);
+    golden("splittable_directory", &world.observe(&t), &t);
+}
+
+#[test]
+fn small_differences_are_left_alone() {
+    let t = topology(2);
+    let mut world = World::new(&t);
+    world.lay_out(&[("", 0), ("m", 1)]);
+    world.fill("a", 140, 100);
+    world.fill("n", 60, 100);
+    golden("small_differences_are_left_alone", &world.observe(&t), &t);
+}
+
+#[test]
+fn a_sixth_shard_is_filled() {
+    let t = topology(6);
+    let mut world = World::new(&t);
+    world.lay_out(&[("", 0), ("b", 1), ("c", 2), ("d", 3), ("e", 4)]);
+    ["a", "b", "c", "d", "e"].into_iter().for_each(|prefix| world.fill(prefix, 1000, 1000));
+    golden("a_sixth_shard_is_filled", &world.observe(&t), &t);
+}
+
+#[test]
+fn three_to_five() {
+    let t = topology(5);
+    let mut world = World::new(&t);
+    world.lay_out(&[("", 0), ("b", 1), ("c", 2)]);
+    ["a", "b", "c"].into_iter().for_each(|prefix| world.fill(prefix, 1000, 1000));
+    let made = golden("three_to_five", &world.observe(&t), &t);
+    // Two of five shards are new: two fifths have to move, a fifth more at most.
+    assert!(made.moved_keys() * 10 <= 3000 * 2 / 5 * 12, "{}", made.moved_keys());
+}
+
+#[test]
+fn five_to_two() {
+    let t = topology(2);
+    let mut world = World::new(&topology(5));
+    world.lay_out(&[("", 0), ("b", 1), ("c", 2), ("d", 3), ("e", 4)]);
+    ["a", "b", "c", "d", "e"].into_iter().for_each(|prefix| world.fill(prefix, 1000, 1000));
+    let made = golden("five_to_two", &world.observe(&t), &t);
+    assert_eq!(made.moved_keys(), 3000);
+}
+
+#[test]
+fn new_pin_on_part_of_a_range() {
+    let t = topology_with(3, |d| d.pins = vec![pin("/e/", 2)]);
+    let mut world = World::new(&topology(3));
+    world.lay_out(&[("", 0), ("/h/", 1), ("/o/", 2)]);
+    twenty_directories(&mut world);
+    golden("new_pin_on_part_of_a_range", &world.observe(&t), &t);
+}
+
+#[test]
+fn nested_pins() {
+    let t = topology_with(3, |d| d.pins = vec![pin("/a/", 1), pin("/a/b/", 2)]);
+    let mut world = World::new(&topology(3));
+    ["/a/", "/a/b/", "/a/c/", "/d/"].into_iter().for_each(|prefix| world.fill(prefix, 50, 100));
+    golden("nested_pins", &world.observe(&t), &t);
+}
+
+#[test]
+fn pins_overload_a_shard() {
+    let t = topology_with(3, |d| d.pins = vec![pin("/e/", 0)]);
+    let mut world = World::new(&t);
+    world.fill("/e/", 5000, 100);
+    world.fill("/f/", 500, 100);
+    golden("pins_overload_a_shard", &world.observe(&t), &t);
+}
+
+#[test]
+fn presplit_added_later() {
+    let t = topology_with(2, |d| d.presplit = vec![Bytes::from_static(b"/g/"), Bytes::from_static(b"/p/")]);
+    let mut world = World::new(&topology(2));
+    world.fill("/a/", 10, 100);
+    golden("presplit_added_later", &world.observe(&t), &t);
+}
+
+#[test]
+fn unreachable_shard() {
+    let t = topology_with(3, |d| d.pins = vec![pin("/b/", 2)]);
+    let mut world = World::new(&topology(3));
+    world.shards[2].state = ShardState::Unreachable;
+    twenty_directories(&mut world);
+    golden("unreachable_shard", &world.observe(&t), &t);
+}
+
+#[test]
+fn leaving_shard_is_unreachable_and_another_joins() {
+    let t = topology(2);
+    let mut world = World::new(&topology(3));
+    world.shards[1].state = ShardState::Joining;
+    world.shards[2].state = ShardState::Unreachable;
+    world.lay_out(&[("", 0), ("/h/", 2)]);
+    twenty_directories(&mut world);
+    golden("leaving_shard_is_unreachable_and_another_joins", &world.observe(&t), &t);
+}
+
+#[test]
+fn large_ranges_are_split_before_they_move() {
+    let t = topology(2);
+    let mut world = World::new(&t);
+    world.fill("key-", 4000, 1 << 20);
+    golden("large_ranges_are_split_before_they_move", &world.observe(&t), &t);
+}
+
+#[test]
+fn move_under_way() {
+    let t = topology(2);
+    let mut world = World::new(&t);
+    world.lay_out(&[("", 0), ("/e/", 0), ("/h/", 0)]);
+    world.ranges[1].moving_to = Some("shard-1".to_owned());
+    twenty_directories(&mut world);
+    golden("move_under_way", &world.observe(&t), &t);
+}
+
+#[test]
+fn manual_and_paused() {
+    for (mode, name) in [(RebalanceMode::Manual, "manual"), (RebalanceMode::Paused, "paused")] {
+        let t = topology_with(2, |d| d.mode = mode);
+        let mut world = World::new(&t);
+        twenty_directories(&mut world);
+        let made = golden(name, &world.observe(&t), &t);
+        assert_eq!(made.ready().count(), 0);
+    }
+}
+
+#[test]
+fn not_scanned_yet() {
+    let t = topology(2);
+    let mut world = World::new(&t);
+    twenty_directories(&mut world);
+    let mut observation = world.observe(&t);
+    observation.ranges[0].cuts = None;
+    golden("not_scanned_yet", &observation, &t);
+}
+
+#[test]
+fn keys_on_one_and_bytes_on_the_other() {
+    let t = topology(2);
+    let mut world = World::new(&t);
+    world.lay_out(&[("", 0), ("m", 1)]);
+    world.fill("a", 10_000, 100);
+    world.fill("n", 100, 1 << 20);
+    golden("keys_on_one_and_bytes_on_the_other", &world.observe(&t), &t);
+    world.settle(&t, &Limits::default(), 20);
+    assert!(plan(&world.observe(&t), &t, &Limits::default()).balanced);
+}
+
+#[test]
+fn many_small_ranges_are_merged() {
+    let t = topology_with(1, |d| d.presplit = vec![Bytes::from_static(b"c")]);
+    let mut world = World::new(&t);
+    world.lay_out(&[("", 0), ("b", 0), ("c", 0), ("d", 0), ("e", 0), ("f", 0)]);
+    ["a", "b", "c", "d", "e", "f"]
+        .into_iter()
+        .zip([1, 2, 3, 4, 5, 6])
+        .for_each(|(p, n)| world.fill(p, n, 100));
+    let limits = Limits { ranges_per_shard_max: 4, ..Limits::default() };
+    golden_with("many_small_ranges_are_merged", &world.observe(&t), &t, &limits);
+}

@@ -1,0 +1,83 @@
+//! Fewer ranges, where there are very many.
+
+use super::{
+    Action, Step,
+    model::{Load, Model, PartAt},
+};
+use crate::keyspace::KeyRange;
+
+/// Merged ranges hold at most this part of what one move may carry: merging must not make what is split again.
+const MOVE_PARTS_MIN: u64 = 4;
+
+/// Plans merges of small neighbours on shards with more ranges than the limit, smallest first, until the limit is
+/// reached. Boundaries of pins and of presplit stay; so do ranges that move or moved recently.
+pub(super) fn merge(model: &mut Model<'_>) {
+    let bytes_max = model.limits.move_bytes_max / MOVE_PARTS_MIN;
+    for shard in 0..model.shards.len() {
+        let parts = &model.shards[shard].parts;
+        let Some(mut surplus) = parts.len().checked_sub(model.limits.ranges_per_shard_max).filter(|n| *n > 0)
+        else {
+            continue;
+        };
+        if !model.shards[shard].gives() {
+            continue;
+        }
+        let mut pairs =
+            parts
+                .iter()
+                .filter_map(|left| pair(model, *left, bytes_max))
+                .collect::<Vec<(Load, PartAt, PartAt)>>();
+        pairs.sort_by(|a, b| {
+            let size = |load: &Load| (load.bytes, load.keys);
+            let start = |at: PartAt| &model.parts[at].range.start;
+            size(&a.0).cmp(&size(&b.0)).then_with(|| start(a.1).cmp(start(b.1)))
+        });
+        // Each range at most once in a plan: what comes of a merge has a new id.
+        let mut merged = std::collections::HashSet::new();
+        for (load, left, right) in pairs {
+            if surplus == 0 || model.full() {
+                break;
+            }
+            if merged.contains(&left) || merged.contains(&right) {
+                continue;
+            }
+            merged.extend([left, right]);
+            surplus -= 1;
+            let (l, r) = (&model.parts[left], &model.parts[right]);
+            let shard = &model.shards[shard];
+            let reason = format!(
+                "{} has {} ranges, more than {}",
+                shard.name,
+                shard.parts.len(),
+                model.limits.ranges_per_shard_max
+            );
+            let range = KeyRange::new(l.range.start.clone(), r.range.end.clone());
+            let action = Action::Merge { left: l.rid.clone(), right: r.rid.clone(), range };
+            let step = Step {
+                action,
+                from: shard.name.clone(),
+                keys: load.keys,
+                bytes: load.bytes,
+                reason,
+                ready: true,
+            };
+            model.steps.push(step);
+        }
+    }
+}
+
+/// The part and its right neighbour, if they may be merged.
+fn pair(model: &Model<'_>, left: PartAt, bytes_max: u64) -> Option<(Load, PartAt, PartAt)> {
+    let l = &model.parts[left];
+    let right = l.next?;
+    let r = &model.parts[right];
+    let load = l.load.plus(r.load);
+    let free = |part: &super::model::Part| !part.moving && !part.settled;
+    let may = l.shard == r.shard
+        && l.pinned == r.pinned
+        && free(l)
+        && free(r)
+        && load.bytes <= bytes_max
+        && !model.is_wanted(&r.range.start);
+    may.then_some((load, left, right))
+}

@@ -1,0 +1,48 @@
+//! The planner: which range goes where, and why.
+//!
+//! [`plan`] is a pure function of what was observed, what is wanted ([`crate::topology::Topology`]) and the limits.
+//!
+//! # Expected flow
+//! The shard manager observes, plans, begins the steps that are [ready](Step::ready), observes again and plans again.
+//! A plan is never patched; the next one replaces it.
+//!
+//! # Guarantees
+//! - Deterministic: the same input gives the same plan.
+//! - Consistent: what remains of a plan after its first step is the plan for the state after that step.
+//! - Converging: on data that stands still, repeating this ends, and no range goes back to where it came from.
+//! - Damped: a step for balance is planned only if it takes away clearly more imbalance than a part of that size could
+//!   make elsewhere, so that a difference has to grow anew before anything moves back.
+//! - Explained: every step and everything that is not done has a reason in words, with figures.
+//!
+//! # Policy, in this order
+//! 1. Boundaries of pins and presplit exist.
+//! 2. Pinned ranges are on their shard.
+//! 3. Shards that leave are emptied.
+//! 4. No shard is above 1.2 times or below 0.75 times what would be its share in keys or bytes; see [`Limits`] for
+//!    differences too small to matter.
+//! 5. When nothing else is to be done, small neighbours on a shard with very many ranges are merged.
+//!
+//! # Assumptions
+//! Ranges in an observation are sorted and tile the keyspace; cut points are legal boundaries inside their range.
+
+mod balance;
+mod drain;
+mod merge;
+mod model;
+mod observation;
+mod plan;
+mod planner;
+mod scan;
+mod text;
+
+#[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
+mod property_tests;
+#[cfg(test)]
+mod world;
+
+pub use observation::{CutPoint, Limits, Observation, RangeView, ShardState, ShardView};
+pub use plan::{Action, Figures, Plan, Step, Wait};
+pub use planner::plan;
+pub use scan::{CutScan, Scanned};

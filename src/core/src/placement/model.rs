@@ -1,0 +1,435 @@
+//! The planner's working copy of the state: it carries out each step as it is planned.
+
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{Action, CutPoint, Limits, Observation, ShardState, Step};
+use crate::{
+    keyspace::{KeyRange, Rid},
+    topology::{Topology, shard_index, shard_name},
+};
+
+/// A measure of load. Balance is wanted in each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Measure {
+    /// Number of keys.
+    Keys,
+    /// Bytes of keys and values.
+    Bytes,
+}
+
+impl Measure {
+    /// Both.
+    pub(super) const ALL: [Self; 2] = [Self::Keys, Self::Bytes];
+}
+
+/// Keys and bytes of a part or of a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) struct Load {
+    /// Number of keys.
+    pub(super) keys: u64,
+    /// Bytes of keys and values.
+    pub(super) bytes: u64,
+}
+
+impl Load {
+    /// One of both.
+    pub(super) fn of(self, measure: Measure) -> u64 {
+        match measure {
+            Measure::Keys => self.keys,
+            Measure::Bytes => self.bytes,
+        }
+    }
+
+    /// The sum.
+    pub(super) fn plus(self, other: Self) -> Self {
+        Self { keys: self.keys.saturating_add(other.keys), bytes: self.bytes.saturating_add(other.bytes) }
+    }
+
+    /// The difference, not below nothing.
+    pub(super) fn minus(self, other: Self) -> Self {
+        Self { keys: self.keys.saturating_sub(other.keys), bytes: self.bytes.saturating_sub(other.bytes) }
+    }
+}
+
+/// Index of a shard in [`Model::shards`].
+pub(super) type ShardAt = usize;
+/// Index of a part in [`Model::parts`].
+pub(super) type PartAt = usize;
+
+/// A shard as the planner sees it.
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub(super) name: String,
+    pub(super) state: ShardState,
+    /// The topology does not want it any more.
+    pub(super) leaves: bool,
+    pub(super) weight: u64,
+    /// What it holds once the moves under way and the steps planned so far are done.
+    pub(super) load: Load,
+    /// The share of it that cannot go anywhere else.
+    pub(super) fixed: Load,
+    /// What it should hold.
+    pub(super) target: Load,
+    /// Its parts, in no particular order.
+    pub(super) parts: Vec<PartAt>,
+}
+
+/// Weight of a shard that has no other.
+const USUAL_WEIGHT: u32 = 100;
+
+impl Shard {
+    fn new(name: &str, state: ShardState, weight: u32, topology: &Topology) -> Self {
+        let leaves =
+            state == ShardState::Draining || shard_index(name).is_none_or(|index| index >= topology.shards);
+        let state = match state {
+            ShardState::Active | ShardState::Joining if leaves => ShardState::Draining,
+            other => other,
+        };
+        Self {
+            name: name.to_owned(),
+            state,
+            leaves,
+            weight: u64::from(weight.max(1)),
+            load: Load::default(),
+            fixed: Load::default(),
+            target: Load::default(),
+            parts: Vec::new(),
+        }
+    }
+
+    /// True if it is to hold data in the end.
+    pub(super) fn holds(&self) -> bool {
+        !self.leaves && self.state != ShardState::Joining
+    }
+
+    /// True if data can be taken from it.
+    pub(super) fn gives(&self) -> bool {
+        matches!(self.state, ShardState::Active | ShardState::Draining)
+    }
+
+    /// True if data can be brought to it.
+    pub(super) fn takes(&self) -> bool {
+        self.state == ShardState::Active
+    }
+}
+
+/// A range, or a part of one that the plan splits.
+#[derive(Debug, Clone)]
+pub(super) struct Part {
+    pub(super) range: KeyRange,
+    pub(super) rid: Rid,
+    pub(super) load: Load,
+    pub(super) shard: ShardAt,
+    /// Shard that a pin wants it on.
+    pub(super) pinned: Option<ShardAt>,
+    /// A move is under way, so nothing can be done with it.
+    pub(super) moving: bool,
+    /// Moved recently, by what was observed or by the plan.
+    pub(super) settled: bool,
+    /// Made by a split that is planned, so its id is not known yet.
+    pub(super) planned: bool,
+    cuts: Cuts,
+    /// The neighbour to the right.
+    pub(super) next: Option<PartAt>,
+    /// The neighbour to the left.
+    pub(super) previous: Option<PartAt>,
+}
+
+/// The cut points of a range as far as they lie in a part of it.
+#[derive(Debug, Clone)]
+struct Cuts {
+    all: Option<Arc<[CutPoint]>>,
+    from: usize,
+    to: usize,
+    /// What lies before the part in the range.
+    before: Load,
+}
+
+/// Where a part could be split.
+#[derive(Debug, Clone)]
+pub(super) struct Cut {
+    pub(super) at: Bytes,
+    /// What the left part would hold.
+    pub(super) left: Load,
+}
+
+impl Part {
+    /// True if its cut points are known (there may be none).
+    pub(super) fn scanned(&self) -> bool {
+        self.cuts.all.is_some()
+    }
+
+    /// Number of cut points.
+    pub(super) fn cuts(&self) -> usize {
+        self.cuts.to - self.cuts.from
+    }
+
+    /// The cut point with this index, below [`Part::cuts`].
+    pub(super) fn cut(&self, i: usize) -> Option<Cut> {
+        let cut = self.cuts.all.as_ref()?.get(self.cuts.from + i)?;
+        let left = Load { keys: cut.keys_before, bytes: cut.bytes_before }.minus(self.cuts.before);
+        // An observation that contradicts itself must not make load out of nothing.
+        let left = Load { keys: left.keys.min(self.load.keys), bytes: left.bytes.min(self.load.bytes) };
+        Some(Cut { at: cut.at.clone(), left })
+    }
+
+    /// Number of leading cut points for which `holds`, which must be true up to some point and false from there.
+    pub(super) fn cuts_while(&self, holds: impl Fn(&Cut) -> bool) -> usize {
+        let (mut from, mut to) = (0, self.cuts());
+        while from < to {
+            let middle = from + (to - from) / 2;
+            if self.cut(middle).is_some_and(|cut| holds(&cut)) { from = middle + 1 } else { to = middle }
+        }
+        from
+    }
+
+    /// What lies before `at`, from the cut points: exact if `at` is one, else half way between those around it.
+    pub(super) fn load_before(&self, at: &[u8]) -> Load {
+        let below = self.cuts_while(|cut| cut.at.as_ref() < at);
+        let upper = match self.cut(below) {
+            Some(cut) if cut.at.as_ref() == at => return cut.left,
+            Some(cut) => cut.left,
+            None => self.load,
+        };
+        let lower = below.checked_sub(1).and_then(|i| self.cut(i)).map_or(Load::default(), |cut| cut.left);
+        Load { keys: lower.keys.midpoint(upper.keys), bytes: lower.bytes.midpoint(upper.bytes) }
+    }
+}
+
+/// The planner's working copy of the state.
+#[derive(Debug)]
+pub(super) struct Model<'a> {
+    pub(super) topology: &'a Topology,
+    pub(super) limits: &'a Limits,
+    pub(super) shards: Vec<Shard>,
+    pub(super) parts: Vec<Part>,
+    /// Boundaries that must exist, sorted.
+    pub(super) wanted: Vec<Bytes>,
+    /// Pinned parts of the keyspace in key order.
+    pub(super) pins: Vec<(KeyRange, ShardAt)>,
+    /// The steps planned so far.
+    pub(super) steps: Vec<Step>,
+    /// Over all shards, moves under way included.
+    pub(super) total: Load,
+}
+
+impl<'a> Model<'a> {
+    /// The model of what was observed.
+    pub(super) fn new(observation: &Observation, topology: &'a Topology, limits: &'a Limits) -> Self {
+        let mut shards = Vec::with_capacity(observation.shards.len());
+        let mut index = HashMap::with_capacity(observation.shards.len());
+        for view in &observation.shards {
+            index.insert(view.name.clone(), shards.len());
+            shards.push(Shard::new(&view.name, view.state, view.weight, topology));
+        }
+        // A shard that is named but not observed is not there yet, or not any more.
+        let mut at = |shards: &mut Vec<Shard>, name: &str| match index.get(name) {
+            Some(at) => *at,
+            None => {
+                let shard = Shard::new(name, ShardState::Joining, USUAL_WEIGHT, topology);
+                let shard =
+                    if shard.leaves { Shard { state: ShardState::Unreachable, ..shard } } else { shard };
+                index.insert(name.to_owned(), shards.len());
+                shards.push(shard);
+                shards.len() - 1
+            }
+        };
+        let pins = topology.pinned_ranges().into_iter();
+        let pins = pins.map(|pin| (pin.range, at(&mut shards, &shard_name(pin.shard)))).collect::<Vec<_>>();
+        let mut parts = Vec::with_capacity(observation.ranges.len());
+        let mut total = Load::default();
+        for view in &observation.ranges {
+            let shard = at(&mut shards, view.moving_to.as_ref().unwrap_or(&view.shard));
+            let load = Load { keys: view.keys, bytes: view.bytes };
+            let nth = parts.len();
+            let cuts = view.cuts.as_ref().map(|cuts| Arc::<[CutPoint]>::from(cuts.as_slice()));
+            parts.push(Part {
+                range: view.range.clone(),
+                rid: view.rid.clone(),
+                load,
+                shard,
+                pinned: covering_pin(&pins, &view.range),
+                moving: view.moving_to.is_some(),
+                settled: view.moved_recently,
+                planned: false,
+                cuts: Cuts {
+                    to: cuts.as_ref().map_or(0, |c| c.len()),
+                    all: cuts,
+                    from: 0,
+                    before: Load::default(),
+                },
+                next: (nth + 1 < observation.ranges.len()).then_some(nth + 1),
+                previous: nth.checked_sub(1),
+            });
+            shards[shard].parts.push(nth);
+            shards[shard].load = shards[shard].load.plus(load);
+            total = total.plus(load);
+        }
+        let wanted = topology.wanted_boundaries();
+        Self { topology, limits, shards, parts, wanted, pins, steps: Vec::new(), total }
+    }
+
+    /// True if the plan has no room for another two steps.
+    pub(super) fn full(&self) -> bool {
+        self.steps.len() + 2 > self.limits.steps_max
+    }
+
+    /// Differences below this are left alone.
+    pub(super) fn tolerance(&self, measure: Measure) -> u64 {
+        match measure {
+            Measure::Keys => self.limits.tolerance_keys,
+            Measure::Bytes => self.limits.tolerance_bytes,
+        }
+    }
+
+    /// Mean of the shards that are to hold data.
+    pub(super) fn mean(&self, measure: Measure) -> u64 {
+        let holders = self.shards.iter().filter(|s| s.holds()).count().max(1) as u64;
+        self.total.of(measure) / holders
+    }
+
+    /// What `shard` would hold if every holder held what its weight says.
+    pub(super) fn share(&self, shard: &Shard, measure: Measure) -> u64 {
+        let weights: u64 = self.shards.iter().filter(|s| s.holds()).map(|s| s.weight).sum();
+        let share =
+            u128::from(self.total.of(measure)) * u128::from(shard.weight) / u128::from(weights.max(1));
+        u64::try_from(share).unwrap_or(u64::MAX)
+    }
+
+    /// Finds the pin of a part anew, after a split.
+    pub(super) fn renew_pin(&mut self, at: PartAt) {
+        self.parts[at].pinned = covering_pin(&self.pins, &self.parts[at].range);
+    }
+
+    /// True if a boundary of a pin or of presplit lies at `at`.
+    pub(super) fn is_wanted(&self, at: &Bytes) -> bool {
+        self.wanted.binary_search(at).is_ok()
+    }
+
+    /// Plans a split and carries it out; gives the right part. `at` lies strictly inside.
+    pub(super) fn split(&mut self, left: PartAt, at: Bytes, reason: String) -> PartAt {
+        let right = self.parts.len();
+        let part = &mut self.parts[left];
+        let before = part.load_before(&at);
+        let below = part.cuts_while(|cut| cut.at < at);
+        let on_cut = part.cut(below).is_some_and(|cut| cut.at == at);
+        self.steps.push(Step {
+            action: Action::Split { rid: part.rid.clone(), range: part.range.clone(), at: at.clone() },
+            from: self.shards[part.shard].name.clone(),
+            keys: part.load.keys,
+            bytes: part.load.bytes,
+            reason,
+            ready: !part.planned,
+        });
+        let mut child = part.clone();
+        child.range.start = at.clone();
+        child.load = part.load.minus(before);
+        child.cuts.from = part.cuts.from + below + usize::from(on_cut);
+        child.cuts.before = part.cuts.before.plus(before);
+        child.planned = true;
+        child.previous = Some(left);
+        part.range.end = at;
+        part.load = before;
+        part.cuts.to = part.cuts.from + below;
+        part.planned = true;
+        part.next = Some(right);
+        let shard = part.shard;
+        if let Some(next) = child.next {
+            self.parts[next].previous = Some(right);
+        }
+        self.parts.push(child);
+        self.shards[shard].parts.push(right);
+        right
+    }
+
+    /// Plans a move and carries it out.
+    pub(super) fn move_part(&mut self, at: PartAt, to: ShardAt, reason: String) {
+        let part = &mut self.parts[at];
+        self.steps.push(Step {
+            action: Action::Move {
+                rid: part.rid.clone(),
+                range: part.range.clone(),
+                to: self.shards[to].name.clone(),
+            },
+            from: self.shards[part.shard].name.clone(),
+            keys: part.load.keys,
+            bytes: part.load.bytes,
+            reason,
+            ready: !part.planned,
+        });
+        let from = std::mem::replace(&mut part.shard, to);
+        let load = part.load;
+        part.settled = true;
+        self.shards[from].parts.retain(|p| *p != at);
+        self.shards[from].load = self.shards[from].load.minus(load);
+        self.shards[to].parts.push(at);
+        self.shards[to].load = self.shards[to].load.plus(load);
+    }
+
+    /// True if `part` touches a range of `shard`.
+    pub(super) fn touches(&self, part: &Part, shard: ShardAt) -> bool {
+        let is_there = |neighbour: Option<PartAt>| neighbour.is_some_and(|n| self.parts[n].shard == shard);
+        is_there(part.next) || is_there(part.previous)
+    }
+
+    /// Sets what each shard should hold: what cannot go elsewhere stays, the rest is poured in so that all that take
+    /// are filled to the same level for their weight.
+    pub(super) fn set_targets(&mut self) {
+        for shard in &mut self.shards {
+            shard.fixed = Load::default();
+            shard.target = Load::default();
+        }
+        for part in &self.parts {
+            let stuck = part.pinned == Some(part.shard) || part.moving || !self.shards[part.shard].gives();
+            if stuck {
+                let shard = &mut self.shards[part.shard];
+                shard.fixed = shard.fixed.plus(part.load);
+            }
+        }
+        for measure in Measure::ALL {
+            let fixed: u64 = self.shards.iter().map(|s| s.fixed.of(measure)).sum();
+            let free = self.total.of(measure).saturating_sub(fixed);
+            let mut takers = (0..self.shards.len()).filter(|s| self.shards[*s].takes()).collect::<Vec<_>>();
+            let filled = |s: &ShardAt| (self.shards[*s].fixed.of(measure), self.shards[*s].weight);
+            takers.sort_by(|a, b| {
+                let ((fixed_a, weight_a), (fixed_b, weight_b)) = (filled(a), filled(b));
+                let (a_scaled, b_scaled) =
+                    (u128::from(fixed_a) * u128::from(weight_b), u128::from(fixed_b) * u128::from(weight_a));
+                a_scaled.cmp(&b_scaled).then(a.cmp(b))
+            });
+            // The level reaches the emptiest first, then the next, until what is free is used up.
+            let (mut volume, mut weights, mut reached) = (u128::from(free), 0u128, 0);
+            for (nth, taker) in takers.iter().enumerate() {
+                let (fixed, weight) = filled(taker);
+                let above = u128::from(fixed) * weights > volume * u128::from(weight);
+                if nth > 0 && above {
+                    break;
+                }
+                volume += u128::from(fixed);
+                weights += u128::from(weight);
+                reached = nth + 1;
+            }
+            let level =
+                |weight: u64| u64::try_from(volume * u128::from(weight) / weights.max(1)).unwrap_or(u64::MAX);
+            let mut targets = self.shards.iter().map(|s| s.fixed.of(measure)).collect::<Vec<_>>();
+            for taker in &takers[..reached] {
+                targets[*taker] = targets[*taker].max(level(self.shards[*taker].weight));
+            }
+            for (shard, target) in self.shards.iter_mut().zip(targets) {
+                match measure {
+                    Measure::Keys => shard.target.keys = target,
+                    Measure::Bytes => shard.target.bytes = target,
+                }
+            }
+        }
+    }
+}
+
+/// The shard of the pin that covers the whole of `range`, among pinned parts of the keyspace in key order.
+fn covering_pin(pins: &[(KeyRange, ShardAt)], range: &KeyRange) -> Option<ShardAt> {
+    let before = pins.partition_point(|(pinned, _)| pinned.start <= range.start);
+    let (pinned, shard) = pins[..before].last()?;
+    pinned.covers(range).then_some(*shard)
+}

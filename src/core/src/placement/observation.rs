@@ -1,0 +1,100 @@
+//! What the planner is given.
+
+use bytes::Bytes;
+
+use crate::keyspace::{KeyRange, Rid};
+
+/// The state of a topology at one generation of its range map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observation {
+    /// Generation of the range map.
+    pub generation: u64,
+    /// The shards, those that leave included.
+    pub shards: Vec<ShardView>,
+    /// The ranges, sorted by start; they tile the keyspace.
+    pub ranges: Vec<RangeView>,
+}
+
+/// One shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardView {
+    /// Its name, `shard-<index>`.
+    pub name: String,
+    /// Whether it can give and take.
+    pub state: ShardState,
+    /// Its share of the data, relative to the other shards; 100 is usual, 0 counts as 1.
+    pub weight: u32,
+}
+
+/// Whether a shard can give and take ranges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShardState {
+    /// It gives and takes.
+    Active,
+    /// It gives only: it leaves the topology. A shard whose index the topology does not have counts as such, too.
+    Draining,
+    /// Not part of the line yet: it neither gives nor takes.
+    Joining,
+    /// It does not answer: it neither gives nor takes.
+    Unreachable,
+}
+
+/// One range, with what a scan of it found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RangeView {
+    /// The keys.
+    pub range: KeyRange,
+    /// Id of the owner's ownership.
+    pub rid: Rid,
+    /// Name of the owner.
+    pub shard: String,
+    /// Number of keys.
+    pub keys: u64,
+    /// Bytes of keys and values.
+    pub bytes: u64,
+    /// Where it could be split, in key order, with what lies before each point: what [`super::CutScan`] gives.
+    /// `None`: not known, as the range was not scanned; the range is then never split for its size.
+    pub cuts: Option<Vec<CutPoint>>,
+    /// Name of the shard that a move under way takes it to.
+    pub moving_to: Option<String>,
+    /// True if it was moved so recently that it should stay for now; pins and drains move it all the same.
+    pub moved_recently: bool,
+}
+
+/// A legal boundary inside a range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CutPoint {
+    /// First key of the right part; strictly inside the range.
+    pub at: Bytes,
+    /// Keys of the range before it.
+    pub keys_before: u64,
+    /// Bytes of the range before it.
+    pub bytes_before: u64,
+}
+
+/// Sizes and numbers that bound what is planned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Most bytes in one move; larger ranges are split first.
+    pub move_bytes_max: u64,
+    /// Most steps in one plan; a longer way is planned in pieces.
+    pub steps_max: usize,
+    /// Differences from the fair share below this number of keys are left alone.
+    pub tolerance_keys: u64,
+    /// Differences from the fair share below this number of bytes are left alone.
+    pub tolerance_bytes: u64,
+    /// Ranges of one shard above which small neighbours are merged.
+    pub ranges_per_shard_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            move_bytes_max: 512 << 20,
+            steps_max: 256,
+            tolerance_keys: 100,
+            tolerance_bytes: 1 << 20,
+            ranges_per_shard_max: 64,
+        }
+    }
+}

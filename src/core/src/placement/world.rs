@@ -1,0 +1,188 @@
+//! A model of shards with keys, on which plans are carried out.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::{Action, CutScan, Limits, Observation, RangeView, ShardState, ShardView, Step, plan};
+use crate::{
+    keyspace::{KeyRange, Rid},
+    topology::{Draft, DraftPin, Topology, shard_name, validate},
+};
+
+/// Shards, ranges and keys.
+#[derive(Debug, Clone)]
+pub(super) struct World {
+    pub(super) keys: BTreeMap<Bytes, u64>,
+    pub(super) ranges: Vec<RangeView>,
+    pub(super) shards: Vec<ShardView>,
+    pub(super) generation: u64,
+    pub(super) cuts_max: usize,
+    rids: u64,
+}
+
+impl World {
+    /// As many active shards as the topology has, with the ranges that an empty topology has.
+    pub(super) fn new(topology: &Topology) -> Self {
+        let mut world = Self {
+            keys: BTreeMap::new(),
+            ranges: Vec::new(),
+            shards: Vec::new(),
+            generation: 1,
+            cuts_max: 64,
+            rids: 0,
+        };
+        for (range, shard) in topology.initial_ranges() {
+            let view = world.range(range, shard);
+            world.ranges.push(view);
+        }
+        (0..topology.shards).for_each(|i| world.shard(i, ShardState::Active));
+        world
+    }
+
+    /// Adds a shard.
+    pub(super) fn shard(&mut self, index: u32, state: ShardState) {
+        self.shards.push(ShardView { name: shard_name(index), state, weight: 100 });
+    }
+
+    /// Gives all ranges anew: each starts where the one before ends.
+    pub(super) fn lay_out(&mut self, ranges: &[(&str, u32)]) {
+        self.ranges.clear();
+        for (i, (start, shard)) in ranges.iter().enumerate() {
+            let end = ranges.get(i + 1).map_or("", |(start, _)| start);
+            let range = KeyRange::new(start.as_bytes().to_vec(), end.as_bytes().to_vec());
+            let view = self.range(range, *shard);
+            self.ranges.push(view);
+        }
+    }
+
+    /// Adds `n` keys `<prefix>00000`… of this many bytes each, key included.
+    pub(super) fn fill(&mut self, prefix: &str, n: usize, bytes: u64) {
+        for i in 0..n {
+            self.keys.insert(format!("{prefix}{i:05}").into(), bytes);
+        }
+    }
+
+    fn range(&mut self, range: KeyRange, shard: u32) -> RangeView {
+        RangeView {
+            range,
+            rid: self.rid(),
+            shard: shard_name(shard),
+            keys: 0,
+            bytes: 0,
+            cuts: None,
+            moving_to: None,
+            moved_recently: false,
+        }
+    }
+
+    fn rid(&mut self) -> Rid {
+        self.rids += 1;
+        Rid::new(format!("r{}", self.rids))
+    }
+
+    /// Scans all ranges.
+    pub(super) fn observe(&self, topology: &Topology) -> Observation {
+        let wanted = topology.wanted_boundaries();
+        let mut ranges = self.ranges.clone();
+        for view in &mut ranges {
+            let mut scan = CutScan::new(&topology.keyspace.rules, &view.range.start, &wanted, self.cuts_max);
+            for (key, bytes) in self.keys.range(view.range.start.clone()..) {
+                if !view.range.contains(key) {
+                    break;
+                }
+                scan.key(key, bytes - key.len() as u64);
+            }
+            let scanned = scan.finish(&view.range.end);
+            view.keys = scanned.keys;
+            view.bytes = scanned.bytes;
+            view.cuts = Some(scanned.cuts);
+        }
+        Observation { generation: self.generation, shards: self.shards.clone(), ranges }
+    }
+
+    /// Carries out a step; panics if it cannot be carried out.
+    pub(super) fn apply(&mut self, step: &Step) {
+        self.generation += 1;
+        let at = |ranges: &[RangeView], rid: &Rid| {
+            ranges.iter().position(|r| r.rid == *rid).expect("rid of a range")
+        };
+        match &step.action {
+            Action::Split { rid, range, at: boundary } => {
+                let i = at(&self.ranges, rid);
+                assert_eq!(&self.ranges[i].range, range);
+                assert!(range.contains(boundary) && range.start != *boundary, "{step}");
+                let mut right = RangeView { rid: self.rid(), ..self.ranges[i].clone() };
+                right.range.start = boundary.clone();
+                self.ranges[i].range.end = boundary.clone();
+                self.ranges[i].rid = self.rid();
+                self.ranges.insert(i + 1, right);
+            }
+            Action::Move { rid, range, to } => {
+                let i = at(&self.ranges, rid);
+                assert_eq!(&self.ranges[i].range, range);
+                assert_eq!(self.ranges[i].shard, step.from);
+                assert_ne!(self.ranges[i].shard, *to, "{step}");
+                self.ranges[i].shard = to.clone();
+                self.ranges[i].rid = self.rid();
+            }
+            Action::Merge { left, right, range } => {
+                let i = at(&self.ranges, left);
+                assert_eq!(at(&self.ranges, right), i + 1);
+                assert_eq!(self.ranges[i].shard, self.ranges[i + 1].shard);
+                let gone = self.ranges.remove(i + 1);
+                self.ranges[i].range.end = gone.range.end;
+                assert_eq!(&self.ranges[i].range, range);
+                self.ranges[i].rid = self.rid();
+            }
+        }
+    }
+
+    /// Plans and carries out the first ready step, again and again; gives the steps. Panics if that does not end.
+    pub(super) fn settle(&mut self, topology: &Topology, limits: &Limits, steps_max: usize) -> Vec<Step> {
+        let mut done = Vec::new();
+        loop {
+            let plan = plan(&self.observe(topology), topology, limits);
+            let Some(step) = plan.ready().next().cloned() else {
+                assert!(plan.steps.is_empty(), "steps, but none is ready: {plan}");
+                return done;
+            };
+            self.apply(&step);
+            done.push(step);
+            assert!(done.len() <= steps_max, "does not end:\n{}", show(&done));
+        }
+    }
+
+    /// Keys and bytes of each shard, by name.
+    pub(super) fn loads(&self, topology: &Topology) -> BTreeMap<String, (u64, u64)> {
+        let mut loads = self.shards.iter().map(|s| (s.name.clone(), (0, 0))).collect::<BTreeMap<_, _>>();
+        for range in self.observe(topology).ranges {
+            let load = loads.entry(range.shard).or_default();
+            *load = (load.0 + range.keys, load.1 + range.bytes);
+        }
+        loads
+    }
+}
+
+/// Steps as text, one a line.
+pub(super) fn show(steps: &[Step]) -> String {
+    steps.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// A topology with this many shards.
+pub(super) fn topology(shards: u32) -> Topology {
+    topology_with(shards, |_| {})
+}
+
+/// A topology with this many shards and more.
+pub(super) fn topology_with(shards: u32, change: impl FnOnce(&mut Draft)) -> Topology {
+    let mut draft = Draft::new("demo", shards);
+    change(&mut draft);
+    validate(draft).unwrap()
+}
+
+/// A pin.
+pub(super) fn pin(prefix: &str, shard: i64) -> DraftPin {
+    DraftPin { prefix: prefix.to_owned().into(), shard }
+}
