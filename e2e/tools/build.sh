@@ -45,20 +45,20 @@ compile() {
     mv -f "$bin/.new.$2" "$bin/$2"
 }
 
-# True if PATH's PROGRAM is not ours and prints the minor release that is pinned: installed PROGRAM VERSION-ARGUMENT
+# The path of PATH's etcd, etcdctl or etcdutl if it is not ours and of the minor release that is pinned.
 installed() {
-    local path
-    path=$(command -v "$1") || return 1
-    [ "$(readlink -f "$path")" != "$(readlink -f "$bin/$1")" ] || return 1
-    "$path" "$2" 2>/dev/null | head -1 | grep -qE "version: $(etcd_minor | sed 's/\./\\./')\." || return 1
-    readlink -f "$path"
+    local path argument=version
+    path=$(command -v "$1") && path=$(readlink -f "$path") || return 1
+    [ "$path" != "$(readlink -f "$bin")/$1" ] || return 1
+    [ "$1" != etcd ] || argument=--version
+    [[ "$("$path" "$argument" 2>/dev/null)" =~ [Vv]ersion:\ $(etcd_minor | sed 's/\./\\./')\. ]] || return 1
+    echo "$path"
 }
 
 build_etcd() {
     local name path
-    for name in etcd etcdctl etcdutl; do
-        case $name in etcd) argument=--version ;; *) argument=version ;; esac
-        if path=$(installed "$name" "$argument"); then
+    for name in $(programs_of etcd); do
+        if path=$(installed "$name"); then
             say "using the installed $path"
             ln -sf "$path" "$bin/.new.$name" && mv -f "$bin/.new.$name" "$bin/$name"
         elif [ "$name" = etcd ]; then
@@ -86,7 +86,7 @@ build_workload() { compile "$here/../workload" workload .; }
 # What a target's programs are made from, as one line.
 stamp_of() {
     case $1 in
-    etcd) echo "$(cat "$here/go.mod" "$here/go.sum" | sha256sum) $(command -v etcd etcdctl etcdutl | tr '\n' ' ')" ;;
+    etcd) echo "$(cat "$here/go.mod" "$here/go.sum" | sha256sum)" $(for name in $(programs_of etcd); do installed "$name" || true; done) ;;
     bench | kube) cat "$here/$1/go.mod" "$here/$1/go.sum" | sha256sum ;;
     workload) sources "$here/../workload" ;;
     esac
