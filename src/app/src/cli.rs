@@ -1,0 +1,281 @@
+//! The command line: every flag is an environment variable too.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Where a topology of this machine is served, and where `status` and `plan` look for it.
+pub const DEFAULT_ENDPOINT: &str = "127.0.0.1:2379";
+
+/// What every command ends with; part of the interface, as scripts rely on it.
+const EXIT_CODES: &str = "Exit codes: 0 done (plan: nothing to do), 1 failed, 2 plan: there are changes, \
+                          64 the command line is wrong";
+
+/// One etcd endpoint over several etcds.
+#[derive(Debug, Parser)]
+#[command(name = "sharded-etcd", version = crate::version::LONG, after_help = EXIT_CODES, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// How logs are written.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// How logs are written; they go to standard error.
+#[derive(Debug, Clone, Args)]
+pub struct LogArgs {
+    /// Log more: -v debug, -vv trace. RUST_LOG, where set, decides instead.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Form of the log.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "SHARDED_ETCD_LOG_FORMAT")]
+    pub log_format: LogFormat,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs a topology on this machine: its shards, a proxy and a shard manager, with data on disk.
+    Up(UpArgs),
+    /// Runs one proxy over the shards that a routing file names.
+    Proxy(ProxyArgs),
+    /// Runs one shard manager over the shards that a routing file names.
+    ShardManager(ShardManagerArgs),
+    /// Shows shards, ranges with their owners, moves and health of a running topology.
+    Status(StatusArgs),
+    /// Shows what a file would change in a running topology; changes nothing.
+    Plan(PlanArgs),
+    /// Prints the version, the commit and the etcd API version.
+    Version,
+    /// Prints the custom resource definitions as YAML.
+    Crd,
+}
+
+/// Arguments of `up`.
+#[derive(Debug, Clone, Args)]
+pub struct UpArgs {
+    /// A file with one ShardedEtcd; saving it again re-balances.
+    #[arg(short, long, value_name = "FILE", env = "SHARDED_ETCD_FILE", conflicts_with = "shards")]
+    pub file: Option<PathBuf>,
+    /// Number of shards, when there is no file [default: as before in this data folder, else 3].
+    #[arg(long, value_name = "N", env = "SHARDED_ETCD_SHARDS")]
+    pub shards: Option<i64>,
+    /// Folder that holds all data; the next `up` goes on from it.
+    #[arg(long, value_name = "DIR", env = "SHARDED_ETCD_DATA_DIR", default_value = "./sharded-etcd-data")]
+    pub data_dir: PathBuf,
+    /// Where clients connect to; port 0 picks a free one.
+    #[command(flatten)]
+    pub listen: ListenArgs,
+    /// What answers as a shard [default: as before in this data folder, else embedded].
+    #[arg(long, value_enum, env = "SHARDED_ETCD_ENGINE")]
+    pub engine: Option<EngineKind>,
+    /// The etcd program for `--engine etcd`, 3.6 or newer [default: etcd on PATH].
+    #[arg(long, value_name = "PATH", env = "SHARDED_ETCD_ETCD")]
+    pub etcd: Option<PathBuf>,
+}
+
+/// Where a proxy listens, and what clients are told.
+#[derive(Debug, Clone, Args)]
+pub struct ListenArgs {
+    /// Address to serve clients on; port 0 picks a free one.
+    #[arg(long, value_name = "ADDR", env = "SHARDED_ETCD_LISTEN", default_value = DEFAULT_ENDPOINT)]
+    pub listen: String,
+    /// URL that clients are told to dial, may be repeated [default: the address listened on].
+    #[arg(long, value_name = "URL", env = "SHARDED_ETCD_ADVERTISE_CLIENT_URLS", value_delimiter = ',')]
+    pub advertise_client_urls: Vec<String>,
+}
+
+/// What answers as a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EngineKind {
+    /// The engine in this process.
+    Embedded,
+    /// A real etcd process for each shard.
+    Etcd,
+}
+
+/// Arguments of `proxy`.
+#[derive(Debug, Clone, Args)]
+pub struct ProxyArgs {
+    /// The routing file; it may be replaced while the proxy runs.
+    #[arg(long, value_name = "FILE", env = "SHARDED_ETCD_ROUTING")]
+    pub routing: PathBuf,
+    /// Where clients connect to.
+    #[command(flatten)]
+    pub listen: ListenArgs,
+    /// Name of this proxy, unlike that of all others [default: the host's name and the port].
+    #[arg(long, env = "SHARDED_ETCD_NAME")]
+    pub name: Option<String>,
+}
+
+/// Arguments of `shard-manager`.
+#[derive(Debug, Clone, Args)]
+pub struct ShardManagerArgs {
+    /// The routing file; it may be replaced while the shard manager runs.
+    #[arg(long, value_name = "FILE", env = "SHARDED_ETCD_ROUTING")]
+    pub routing: PathBuf,
+    /// Address to serve `status` and `plan` on.
+    #[arg(long, value_name = "ADDR", env = "SHARDED_ETCD_LISTEN", default_value = "127.0.0.1:2378")]
+    pub listen: String,
+    /// Name of this shard manager, unlike that of all others [default: the host's name and process id].
+    #[arg(long, env = "SHARDED_ETCD_NAME")]
+    pub name: Option<String>,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// The running topology and the form of the answer.
+    #[command(flatten)]
+    pub query: QueryArgs,
+}
+
+/// Arguments of `plan`.
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    /// A file with one ShardedEtcd.
+    #[arg(short, long, value_name = "FILE", env = "SHARDED_ETCD_FILE")]
+    pub file: PathBuf,
+    /// The running topology and the form of the answer.
+    #[command(flatten)]
+    pub query: QueryArgs,
+}
+
+/// Which running topology to ask, and in which form to print the answer.
+#[derive(Debug, Clone, Args)]
+pub struct QueryArgs {
+    /// Endpoint of a running topology.
+    #[arg(long, value_name = "ADDR", env = "SHARDED_ETCD_ENDPOINT", default_value = DEFAULT_ENDPOINT)]
+    pub endpoint: String,
+    /// Form of the answer.
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Table, env = "SHARDED_ETCD_OUTPUT")]
+    pub output: OutputFormat,
+}
+
+/// Form of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// Tables for people.
+    Table,
+    /// JSON, stable.
+    Json,
+}
+
+/// Why an address cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// Not `HOST:PORT`.
+    #[error("{0:?} is no address; write HOST:PORT, such as {DEFAULT_ENDPOINT}")]
+    Malformed(String),
+    /// TLS is asked for.
+    #[error("{0:?} asks for TLS, which is not there yet; write http:// or no scheme")]
+    Tls(String),
+}
+
+/// `HOST:PORT` of an address or `http://` URL.
+///
+/// # Errors
+/// If it is neither.
+pub fn host_port(text: &str) -> Result<&str, AddressError> {
+    if text.starts_with("https://") {
+        return Err(AddressError::Tls(text.to_owned()));
+    }
+    let rest = text.strip_prefix("http://").unwrap_or(text);
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (host, port) = rest.rsplit_once(':').unwrap_or_default();
+    let bare_v6 = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
+    if host.is_empty() || bare_v6 || host.contains('/') || port.parse::<u16>().is_err() {
+        return Err(AddressError::Malformed(text.to_owned()));
+    }
+    Ok(rest)
+}
+
+/// The URLs that clients are told: those given, or the address listened on. A bound-to-everything address is no place
+/// to dial; clients of this machine are told its loopback address then.
+pub fn client_urls(given: &[String], bound: SocketAddr) -> Vec<String> {
+    if !given.is_empty() {
+        return given.to_vec();
+    }
+    let mut reachable = bound;
+    if bound.ip().is_unspecified() {
+        let loopback: std::net::IpAddr = if bound.is_ipv4() {
+            std::net::Ipv4Addr::LOCALHOST.into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        };
+        reachable.set_ip(loopback);
+    }
+    vec![format!("http://{reachable}")]
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_is_an_environment_variable() {
+        for command in Cli::command().get_subcommands() {
+            for argument in command.get_arguments() {
+                let id = argument.get_id().as_str();
+                let exempt = ["help", "version", "verbose"].contains(&id);
+                let variable = argument.get_env().map(|v| v.to_string_lossy().into_owned());
+                assert!(
+                    exempt || variable.as_deref().is_some_and(|v| v.starts_with("SHARDED_ETCD_")),
+                    "{} --{id}: {variable:?}",
+                    command.get_name()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn file_and_shards_exclude_each_other() {
+        let error = Cli::try_parse_from(["sharded-etcd", "up", "-f", "x.yaml", "--shards", "3"]).unwrap_err();
+        assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict);
+    }
+
+    #[test]
+    fn addresses() {
+        for (text, expected) in [
+            ("127.0.0.1:2379", "127.0.0.1:2379"),
+            ("http://localhost:1/", "localhost:1"),
+            ("[::1]:2379", "[::1]:2379"),
+            ("0.0.0.0:0", "0.0.0.0:0"),
+        ] {
+            assert_eq!(host_port(text), Ok(expected));
+        }
+        for text in ["", "2379", ":2379", "a", "a:b", "a:70000", "::1:2379", "ftp://a:1", "a/b:1"] {
+            assert_eq!(host_port(text), Err(AddressError::Malformed(text.to_owned())));
+        }
+        assert!(matches!(host_port("https://a:1"), Err(AddressError::Tls(_))));
+    }
+
+    #[test]
+    fn clients_are_told_something_they_can_dial() {
+        let bound = |text: &str| client_urls(&[], text.parse().unwrap());
+        assert_eq!(bound("10.0.0.1:5"), ["http://10.0.0.1:5"]);
+        assert_eq!(bound("0.0.0.0:5"), ["http://127.0.0.1:5"]);
+        assert_eq!(bound("[::]:5"), ["http://[::1]:5"]);
+        let given = ["http://db.example:2379".to_owned()];
+        assert_eq!(client_urls(&given, "0.0.0.0:5".parse().unwrap()), given);
+    }
+}
