@@ -4,6 +4,7 @@
 
 pub mod check;
 pub mod keyspace;
+pub mod lease;
 pub mod line;
 pub mod records;
 pub mod topology;

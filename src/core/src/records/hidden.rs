@@ -37,6 +37,24 @@ pub fn lease_marker_key(id: i64) -> Bytes {
     hidden(b"L/", format!("{id:016x}").as_bytes())
 }
 
+/// All lease markers of a shard.
+pub fn lease_marker_range() -> KeyRange {
+    KeyRange::prefix(&hidden(b"L/", b""))
+}
+
+/// The lease id that a marker's key belongs to.
+pub fn lease_id_of_marker(key: &[u8]) -> Option<i64> {
+    let id = key.strip_prefix(hidden(b"L/", b"").as_ref())?;
+    let id = std::str::from_utf8(id).ok().filter(|id| id.len() == 16)?;
+    u64::from_str_radix(id, 16).ok().map(|id| id as i64)
+}
+
+/// The floor of a shard's lease markers: rewritten whenever markers of ended leases are removed. A first attach compares
+/// its mod revision, so that one which was held up on its way cannot bring a removed marker back.
+pub fn lease_floor_key() -> Bytes {
+    hidden(b"L", b"")
+}
+
 /// Value of the marker of a lease that keys may be attached to.
 pub fn lease_live(epoch: i64) -> Bytes {
     format!("live@{epoch}").into()
@@ -141,6 +159,8 @@ pub struct Claim {
 pub enum ClaimState {
     /// Owned, takes writes.
     Open,
+    /// Made by this split or merge: its fence is open, and it is owned once the log has the change.
+    Opening(String),
     /// Owned, closed by this move.
     Closed(String),
     /// Being filled by this move.
@@ -203,6 +223,16 @@ mod tests {
         assert!(!override_range(&KeyRange::whole()).contains(&purge_key(&Rid::new("x"))));
         assert_eq!(overridden_key(&override_key(b"b")).as_deref(), Some(b"b".as_ref()));
         assert_eq!(overridden_key(&claims_key()), None);
+    }
+
+    #[test]
+    fn lease_markers_map_back() {
+        for id in [1, i64::MAX, -5] {
+            assert!(lease_marker_range().contains(&lease_marker_key(id)));
+            assert_eq!(lease_id_of_marker(&lease_marker_key(id)), Some(id));
+        }
+        assert!(!lease_marker_range().contains(&lease_floor_key()));
+        assert_eq!(lease_id_of_marker(&lease_floor_key()), None);
     }
 
     #[test]

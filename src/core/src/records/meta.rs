@@ -102,6 +102,8 @@ pub enum LeaseState {
     Live,
     /// Being revoked, or expired: its keys are under deletion.
     Revoking,
+    /// All of its keys are gone, for clients it is no more; its shadows on the shards are being dropped.
+    Gone,
 }
 
 /// A lease that a client granted: `lease/<id>`. Its *epoch* is this key's create revision in meta.
@@ -111,6 +113,21 @@ pub struct LeaseRecord {
     pub ttl: i64,
     /// State.
     pub state: LeaseState,
+    /// The client chose the id, so it may come back; an id that the topology chose never does.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub chosen: bool,
+    /// Who is ending it: a random number for each attempt. `LeaseRevoke` cannot be guarded, so only one may send it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub helper: Option<u64>,
+    /// A `LeaseRevoke` with unknown outcome may still be on its way somewhere, as its helper vanished or got no answer:
+    /// an id that a client chose must rest before it is granted again.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub uncertain: bool,
+}
+
+// Serde passes a reference.
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 impl Record for LeaseRecord {
@@ -189,6 +206,15 @@ pub fn move_key(rid: &Rid) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lease_records_are_small() {
+        let record =
+            LeaseRecord { ttl: 9, state: LeaseState::Live, chosen: false, helper: None, uncertain: false };
+        assert_eq!(record.encode().as_ref(), br#"{"v":1,"ttl":9,"state":"live"}"#);
+        let ending = LeaseRecord { state: LeaseState::Gone, helper: Some(u64::MAX), chosen: true, ..record };
+        assert_eq!(LeaseRecord::decode(&ending.encode()).unwrap(), ending);
+    }
 
     #[test]
     fn lease_keys_map_back() {
