@@ -1,1 +1,42 @@
-//! placeholder
+//! An embedded, durable, single-node store with etcd's semantics.
+//!
+//! [`Engine`] answers the [`Shard`](sharded_etcd_shard::Shard) port in process, message for message as etcd 3.7 does:
+//! revisions, history, transactions, watches, leases, compaction, quota and alarms, error codes and texts.
+//!
+//! # How it is built
+//! - [`mvcc`]: the multi-version index, pure. Persistent maps, so a reader has a snapshot and blocks nobody.
+//! - [`txn`], [`check`], [`range`], [`quota`]: requests evaluated on it, pure.
+//! - [`lease`]: deadlines, pure; the caller brings the time.
+//! - [`wal`], [`checkpoint`], [`entry`]: what is on disk.
+//! - `committer`: the one writer thread: apply, sync, publish, answer.
+//! - `watch`: watchers as positions in the history.
+//!
+//! # Guarantees
+//! - A write is answered, and seen by readers and watchers, only after it is synced to disk.
+//! - After a failed write or sync nothing more is acknowledged; reads go on.
+//! - All data are in memory; the quota bounds them.
+
+pub mod check;
+pub mod checkpoint;
+pub mod codec;
+mod committer;
+mod config;
+mod engine;
+pub mod entry;
+pub mod errors;
+mod identity;
+pub mod lease;
+pub mod mvcc;
+pub mod quota;
+pub mod range;
+mod shard;
+mod shared;
+pub mod txn;
+pub mod wal;
+mod watch;
+
+pub use config::EngineConfig;
+pub use engine::{Engine, EngineError};
+
+/// The etcd release whose semantics the engine follows and which it reports.
+pub const ETCD_VERSION: &str = "3.7.3";

@@ -1,0 +1,281 @@
+//! Snapshots of the whole store, so that a start does not replay the log from the beginning.
+//!
+//! A checkpoint is `checkpoint-<sequence number, 16 hex digits>.db`: a header, then blocks of length, CRC-32 and
+//! payload. It is written beside its final name, synced and renamed, so a file with that name is complete; one that
+//! does not check out is damaged and refused by name.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    codec::{Decoder, Encoder, Malformed},
+    mvcc::{Alarm, EventLog, Restore, Store, StoredVersion, Version},
+    wal::WalError,
+};
+
+/// Version of the checkpoint format; a newer one is refused.
+pub const FORMAT: u32 = 1;
+
+const MAGIC: &[u8; 8] = b"SETCDCKP";
+/// A block is closed once it has this many bytes.
+const BLOCK_BYTES: usize = 256 * 1024;
+
+const BLOCK_META: u8 = 1;
+const BLOCK_KEYS: u8 = 2;
+const BLOCK_END: u8 = 3;
+
+fn path(dir: &Path, sequence: u64) -> PathBuf {
+    dir.join(format!("checkpoint-{sequence:016x}.db"))
+}
+
+fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, WalError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(WalError::io("list", dir))? {
+        let path = entry.map_err(WalError::io("list", dir))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let number = name.strip_prefix("checkpoint-").and_then(|rest| rest.strip_suffix(".db"));
+        if let Some(sequence) = number.and_then(|digits| u64::from_str_radix(digits, 16).ok()) {
+            found.push((sequence, path));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Writes the store as it was after log record `sequence` and removes older checkpoints. Returns the file's size.
+pub fn write(dir: &Path, cluster_id: u64, sequence: u64, store: &Store) -> Result<u64, WalError> {
+    let temporary = dir.join("checkpoint.tmp");
+    let size = write_file(&temporary, cluster_id, sequence, store).map_err(|error| {
+        let _ = std::fs::remove_file(&temporary);
+        WalError::io("write", &temporary)(error)
+    })?;
+    let path = path(dir, sequence);
+    std::fs::rename(&temporary, &path).map_err(WalError::io("rename", &temporary))?;
+    crate::wal::sync_dir(dir)?;
+    for (older, path) in list(dir)? {
+        if older < sequence {
+            std::fs::remove_file(&path).map_err(WalError::io("remove", &path))?;
+        }
+    }
+    Ok(size)
+}
+
+fn write_file(path: &Path, cluster_id: u64, sequence: u64, store: &Store) -> io::Result<u64> {
+    let mut out = Blocks { file: BufWriter::with_capacity(1 << 20, File::create(path)?), written: 0 };
+    let mut header = Vec::new();
+    header.put_raw(MAGIC);
+    header.put_u32(FORMAT);
+    header.put_u64(cluster_id);
+    header.put_u64(sequence);
+    let crc = crc32fast::hash(&header);
+    header.put_u32(crc);
+    out.raw(&header)?;
+
+    let mut block = vec![BLOCK_META];
+    block.put_i64(store.revision());
+    block.put_i64(store.compact_revision());
+    block.put_u64(store.applied());
+    block.put_varint(store.alarms().len() as u64);
+    for alarm in store.alarms() {
+        block.put_i64(i64::from(alarm.kind));
+        block.put_u64(alarm.member_id);
+    }
+    block.put_varint(store.leases().count() as u64);
+    for (id, lease) in store.leases() {
+        block.put_i64(id);
+        block.put_i64(lease.ttl);
+    }
+    out.block(&block)?;
+
+    let mut keys = 0u64;
+    let begin = |block: &mut Vec<u8>| {
+        block.clear();
+        block.put_u8(BLOCK_KEYS);
+    };
+    begin(&mut block);
+    let mut chain: Vec<Arc<Version>> = Vec::new();
+    for (key, head) in store.chains() {
+        chain.clear();
+        let mut next = Some(Arc::clone(head));
+        while let Some(version) = next {
+            next = version.previous();
+            chain.push(version);
+        }
+        block.put_bytes(key);
+        block.put_varint(chain.len() as u64);
+        for version in chain.iter().rev() {
+            block.put_i64(version.mod_revision);
+            block.put_u32(version.sub);
+            block.put_i64(version.create_revision);
+            block.put_varint(version.version as u64);
+            block.put_i64(version.lease);
+            block.put_bytes(&version.value);
+        }
+        keys += 1;
+        if block.len() >= BLOCK_BYTES {
+            out.block(&block)?;
+            begin(&mut block);
+        }
+    }
+    out.block(&block)?;
+
+    block.clear();
+    block.put_u8(BLOCK_END);
+    block.put_u64(keys);
+    out.block(&block)?;
+    let file = out.file.into_inner().map_err(|error| error.into_error())?;
+    file.sync_all()?;
+    Ok(out.written)
+}
+
+struct Blocks {
+    file: BufWriter<File>,
+    written: u64,
+}
+
+impl Blocks {
+    fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.written += bytes.len() as u64;
+        self.file.write_all(bytes)
+    }
+
+    fn block(&mut self, payload: &[u8]) -> io::Result<()> {
+        let len = u32::try_from(payload.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        self.raw(&len.to_le_bytes())?;
+        self.raw(&crc32fast::hash(payload).to_le_bytes())?;
+        self.raw(payload)
+    }
+}
+
+/// What a checkpoint held.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The last log record that is part of it; 0 without a checkpoint.
+    pub sequence: u64,
+    /// Its size in bytes.
+    pub file_bytes: u64,
+    /// The store.
+    pub store: Store,
+    /// The history from the compaction on.
+    pub log: EventLog,
+}
+
+/// Reads the newest checkpoint, or gives an empty store if there is none.
+pub fn load(dir: &Path, cluster_id: u64) -> Result<Loaded, WalError> {
+    let temporary = dir.join("checkpoint.tmp");
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(WalError::io("remove", &temporary)(error));
+        }
+        _ => {}
+    }
+    let Some((sequence, path)) = list(dir)?.pop() else {
+        return Ok(Loaded { sequence: 0, file_bytes: 0, store: Store::default(), log: EventLog::new(2) });
+    };
+    let file = std::fs::read(&path).map_err(WalError::io("read", &path))?;
+    let (store, log) = read_file(&file, &path, cluster_id, sequence)?;
+    Ok(Loaded { sequence, file_bytes: file.len() as u64, store, log })
+}
+
+fn read_file(
+    file: &[u8],
+    path: &Path,
+    cluster_id: u64,
+    sequence: u64,
+) -> Result<(Store, EventLog), WalError> {
+    let corrupt =
+        |offset: usize, reason| WalError::Corrupt { path: path.to_owned(), offset: offset as u64, reason };
+    const HEADER_BYTES: usize = 8 + 4 + 8 + 8;
+    if !file.starts_with(MAGIC) {
+        return Err(corrupt(0, "this is no checkpoint"));
+    }
+    let mut header = Decoder::new(&file[MAGIC.len()..]);
+    let format = header.u32().map_err(|_| corrupt(0, "the header is too short"))?;
+    if format > FORMAT {
+        return Err(WalError::Newer { path: path.to_owned(), found: format });
+    }
+    let mut read =
+        || -> Result<(u64, u64, u32), Malformed> { Ok((header.u64()?, header.u64()?, header.u32()?)) };
+    let (found_cluster, found_sequence, crc) = read().map_err(|_| corrupt(0, "the header is too short"))?;
+    if crc != crc32fast::hash(&file[..HEADER_BYTES]) {
+        return Err(corrupt(0, "the header's checksum is wrong"));
+    }
+    if found_cluster != cluster_id {
+        return Err(WalError::Foreign { path: path.to_owned(), found: found_cluster, expected: cluster_id });
+    }
+    if found_sequence != sequence {
+        return Err(corrupt(0, "the name and the header disagree"));
+    }
+    let mut offset = HEADER_BYTES + 4;
+    let mut restore: Option<Restore> = None;
+    let mut keys = 0u64;
+    loop {
+        let block = next_block(file, offset).map_err(|reason| corrupt(offset, reason))?;
+        let mut input = Decoder::new(block);
+        let malformed = |_: Malformed| corrupt(offset, "a block is malformed");
+        match (input.u8().map_err(malformed)?, restore.as_mut()) {
+            (BLOCK_META, None) => restore = Some(read_meta(&mut input).map_err(malformed)?),
+            (BLOCK_KEYS, Some(restore)) => keys += read_keys(&mut input, restore).map_err(malformed)?,
+            (BLOCK_END, Some(_)) => {
+                if input.u64().map_err(malformed)? != keys {
+                    return Err(corrupt(offset, "keys are missing"));
+                }
+                break;
+            }
+            _ => return Err(corrupt(offset, "a block is unknown or at the wrong place")),
+        }
+        offset += 8 + block.len();
+    }
+    restore.map(Restore::finish).ok_or_else(|| corrupt(offset, "the checkpoint is empty"))
+}
+
+fn next_block(file: &[u8], offset: usize) -> Result<&[u8], &'static str> {
+    let mut input = Decoder::new(file.get(offset..).unwrap_or_default());
+    let mut read = || -> Result<(u32, &[u8]), Malformed> {
+        let len = input.u32()? as usize;
+        Ok((input.u32()?, input.raw(len)?))
+    };
+    let (crc, block) = read().map_err(|_| "the file ends too early")?;
+    if crc32fast::hash(block) == crc { Ok(block) } else { Err("a block's checksum is wrong") }
+}
+
+fn read_meta(input: &mut Decoder<'_>) -> Result<Restore, Malformed> {
+    let (revision, compact_revision, applied) = (input.i64()?, input.i64()?, input.u64()?);
+    let mut alarms = std::collections::BTreeSet::new();
+    for _ in 0..input.varint()? {
+        let kind = i32::try_from(input.i64()?).map_err(|_| Malformed)?;
+        alarms.insert(Alarm { kind, member_id: input.u64()? });
+    }
+    let mut restore = Restore::new(revision, compact_revision, applied, alarms);
+    for _ in 0..input.varint()? {
+        let id = input.i64()?;
+        restore.lease(id, input.i64()?);
+    }
+    Ok(restore)
+}
+
+fn read_keys(input: &mut Decoder<'_>, restore: &mut Restore) -> Result<u64, Malformed> {
+    let mut keys = 0;
+    while !input.is_empty() {
+        let key = input.owned_bytes()?;
+        let count = input.varint()?;
+        let mut versions = Vec::new();
+        for _ in 0..count {
+            versions.push(StoredVersion {
+                mod_revision: input.i64()?,
+                sub: input.u32()?,
+                create_revision: input.i64()?,
+                version: i64::try_from(input.varint()?).map_err(|_| Malformed)?,
+                lease: input.i64()?,
+                value: input.owned_bytes()?,
+            });
+        }
+        restore.chain(key, versions);
+        keys += 1;
+    }
+    Ok(keys)
+}

@@ -1,0 +1,612 @@
+//! The one writer: applies queued requests, makes them durable, publishes and answers.
+//!
+//! # Expected flow
+//! A batch is everything that queued up while the one before was written. Its requests are applied in order to a
+//! working copy of the store, their effects go into one record of the log, and only after that is synced are they
+//! published: first to readers, then to the callers, then to watchers.
+//!
+//! # Guarantees
+//! Nothing is visible to anybody before it is durable. A batch whose record could not be written leaves no trace in
+//! the store: the working copy is thrown away.
+
+use std::{
+    collections::VecDeque,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_shard::{Result, ShardError};
+use tokio::sync::{mpsc, oneshot};
+use tonic::Code;
+
+use crate::{
+    checkpoint,
+    entry::Entry,
+    errors,
+    mvcc::{Alarm, Changes, Store},
+    quota,
+    shared::Shared,
+    txn,
+    wal::{AppendError, Wal, WalError},
+};
+
+/// Requests in one batch at most.
+const BATCH_REQUESTS_MAX: usize = 1024;
+/// A batch is closed once its record is this large.
+const BATCH_BYTES_MAX: usize = 8 << 20;
+/// Revisions whose history is given back in one go, between two batches.
+const COLLECT_REVISIONS_MAX: usize = 256;
+/// How far behind the newest revision compaction waits for watchers that are about to read.
+const WATCHER_GRACE_REVISIONS: i64 = 1024;
+
+/// Where the answer of a request goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// A request to the committer.
+pub(crate) enum Command {
+    Put(pb::PutRequest, Reply<pb::PutResponse>),
+    DeleteRange(pb::DeleteRangeRequest, Reply<pb::DeleteRangeResponse>),
+    Txn(pb::TxnRequest, Reply<pb::TxnResponse>),
+    Compact(pb::CompactionRequest, Reply<pb::CompactionResponse>),
+    Grant(pb::LeaseGrantRequest, Reply<pb::LeaseGrantResponse>),
+    Revoke(i64, Reply<pb::LeaseRevokeResponse>),
+    /// Revokes a lease whose time is over.
+    Expire(i64),
+    Alarm(pb::AlarmRequest, Reply<pb::AlarmResponse>),
+    Defragment(Reply<pb::DefragmentResponse>),
+    /// Looks for compacted history that a watcher held, and for a checkpoint that is done.
+    Tick,
+    /// Finishes what is queued and ends.
+    Shutdown,
+}
+
+/// An answer that waits for its batch to be durable.
+enum Answer {
+    Put(Reply<pb::PutResponse>, Result<pb::PutResponse>),
+    DeleteRange(Reply<pb::DeleteRangeResponse>, Result<pb::DeleteRangeResponse>),
+    Txn(Reply<pb::TxnResponse>, Result<pb::TxnResponse>),
+    Compact(Reply<pb::CompactionResponse>, Result<pb::CompactionResponse>),
+    /// A compaction that is answered once its history is given back.
+    CompactPhysically(Reply<pb::CompactionResponse>, pb::CompactionResponse),
+    Grant(Reply<pb::LeaseGrantResponse>, Result<pb::LeaseGrantResponse>),
+    Revoke(Reply<pb::LeaseRevokeResponse>, Result<pb::LeaseRevokeResponse>),
+    Alarm(Reply<pb::AlarmResponse>, Result<pb::AlarmResponse>),
+    Defragment(Reply<pb::DefragmentResponse>, Result<pb::DefragmentResponse>),
+}
+
+impl Answer {
+    /// Sends the answer. A caller that is gone does not want it.
+    fn send(self) {
+        match self {
+            Answer::Put(reply, result) => drop(reply.send(result)),
+            Answer::DeleteRange(reply, result) => drop(reply.send(result)),
+            Answer::Txn(reply, result) => drop(reply.send(result)),
+            Answer::Compact(reply, result) => drop(reply.send(result)),
+            Answer::CompactPhysically(reply, response) => drop(reply.send(Ok(response))),
+            Answer::Grant(reply, result) => drop(reply.send(result)),
+            Answer::Revoke(reply, result) => drop(reply.send(result)),
+            Answer::Alarm(reply, result) => drop(reply.send(result)),
+            Answer::Defragment(reply, result) => drop(reply.send(result)),
+        }
+    }
+
+    /// Answers with an error instead: also where the request itself had failed, since it may have failed on state
+    /// that never became durable.
+    fn fail(self, error: ShardError) {
+        match self {
+            Answer::Put(reply, _) => drop(reply.send(Err(error))),
+            Answer::DeleteRange(reply, _) => drop(reply.send(Err(error))),
+            Answer::Txn(reply, _) => drop(reply.send(Err(error))),
+            Answer::Compact(reply, _) | Answer::CompactPhysically(reply, _) => drop(reply.send(Err(error))),
+            Answer::Grant(reply, _) => drop(reply.send(Err(error))),
+            Answer::Revoke(reply, _) => drop(reply.send(Err(error))),
+            Answer::Alarm(reply, _) => drop(reply.send(Err(error))),
+            Answer::Defragment(reply, _) => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+/// What a batch will publish.
+#[derive(Default)]
+struct Batch {
+    answers: Vec<Answer>,
+    /// The changes of each new revision, in order.
+    revisions: Vec<Changes>,
+    granted: Vec<(i64, i64)>,
+    revoked: Vec<i64>,
+}
+
+/// Limits of the committer.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    pub dir: PathBuf,
+    pub quota_bytes: u64,
+    pub lease_ttl_seconds_min: i64,
+    pub checkpoint_wal_bytes: u64,
+}
+
+pub(crate) struct Committer {
+    limits: Limits,
+    shared: Arc<Shared>,
+    commands: mpsc::Receiver<Command>,
+    wal: Wal,
+    /// What is published plus the batch under way.
+    store: Store,
+    /// The record of the batch under way.
+    record: Vec<u8>,
+    /// Log bytes that the newest checkpoint does not hold.
+    wal_bytes: u64,
+    /// Size of the newest checkpoint: rewriting a large store pays off only after that much log.
+    checkpoint_bytes: u64,
+    checkpointing: Option<Checkpointing>,
+    /// The compaction up to which history was given back.
+    collected: i64,
+    /// Compactions that wait for it.
+    physical: Vec<Answer>,
+}
+
+struct Checkpointing {
+    sequence: u64,
+    wal_bytes: u64,
+    is_done: Arc<AtomicBool>,
+    thread: JoinHandle<std::result::Result<u64, WalError>>,
+}
+
+impl Committer {
+    pub(crate) fn new(
+        limits: Limits,
+        shared: Arc<Shared>,
+        commands: mpsc::Receiver<Command>,
+        wal: Wal,
+        wal_bytes: u64,
+        checkpoint_bytes: u64,
+    ) -> Self {
+        let store = Store::clone(&shared.published.load());
+        Self {
+            limits,
+            shared,
+            commands,
+            wal,
+            store,
+            record: Vec::new(),
+            wal_bytes,
+            checkpoint_bytes,
+            checkpointing: None,
+            collected: -1,
+            physical: Vec::new(),
+        }
+    }
+
+    /// Works until [`Command::Shutdown`] or until nobody can send any more.
+    pub(crate) fn run(mut self) {
+        let mut received = Vec::with_capacity(BATCH_REQUESTS_MAX);
+        let mut queue = VecDeque::new();
+        loop {
+            if queue.is_empty() && !self.receive(&mut received) {
+                break;
+            }
+            queue.extend(received.drain(..));
+            self.batch(&mut queue);
+            self.collect();
+            if self.collect_target().is_none() {
+                self.physical.drain(..).for_each(Answer::send);
+            }
+            self.checkpoint();
+            let is_waiting = self.checkpointing.is_some() || self.collected < self.store.compact_revision();
+            self.shared.wants_tick.store(is_waiting, Ordering::Relaxed);
+        }
+        self.physical.drain(..).for_each(Answer::send);
+        if let Some(running) = self.checkpointing.take() {
+            self.finish_checkpoint(running);
+        }
+        self.shared.close();
+    }
+
+    /// Waits for requests, or only looks for some while there is history to give back. False at the end.
+    fn receive(&mut self, received: &mut Vec<Command>) -> bool {
+        if self.collect_target().is_some() {
+            while received.len() < BATCH_REQUESTS_MAX {
+                match self.commands.try_recv() {
+                    Ok(command) => received.push(command),
+                    Err(mpsc::error::TryRecvError::Empty) => break,
+                    Err(mpsc::error::TryRecvError::Disconnected) => return !received.is_empty(),
+                }
+            }
+            return true;
+        }
+        self.commands.blocking_recv_many(received, BATCH_REQUESTS_MAX) > 0
+    }
+
+    fn batch(&mut self, queue: &mut VecDeque<Command>) {
+        let mut batch = Batch::default();
+        Wal::begin(&mut self.record);
+        while self.record.len() < BATCH_BYTES_MAX {
+            let Some(command) = queue.pop_front() else { break };
+            self.apply(command, &mut batch);
+        }
+        if Wal::has_payload(&self.record) {
+            match self.wal.append(&mut self.record) {
+                Ok(bytes) => {
+                    self.wal_bytes += bytes;
+                    self.publish(&mut batch);
+                }
+                Err(error) => return self.fail(batch, error),
+            }
+        }
+        for answer in batch.answers.drain(..) {
+            match answer {
+                Answer::CompactPhysically(..) => self.physical.push(answer),
+                _ => answer.send(),
+            }
+        }
+        self.mark_watchers(batch.revisions);
+        // One batch of unusual size must not pin its memory.
+        if self.record.capacity() > 2 * BATCH_BYTES_MAX {
+            self.record = Vec::new();
+        }
+    }
+
+    /// Makes a durable batch visible to readers.
+    fn publish(&mut self, batch: &mut Batch) {
+        self.shared.published.store(Arc::new(self.store.clone()));
+        if !batch.revisions.is_empty() {
+            let mut log = self.shared.log.write();
+            for changes in &batch.revisions {
+                log.push(changes.clone());
+            }
+        }
+        if !batch.granted.is_empty() || !batch.revoked.is_empty() {
+            let mut leases = self.shared.leases.lock();
+            // An id may be revoked and granted in one batch, in this order only: a grant is answered first.
+            batch.revoked.iter().for_each(|id| leases.revoked(*id));
+            batch.granted.iter().for_each(|(id, ttl)| leases.granted(*id, *ttl));
+            drop(leases);
+            self.shared.revoked.notify_waiters();
+        }
+    }
+
+    fn mark_watchers(&mut self, revisions: Vec<Changes>) {
+        let Some(newest) = revisions.last() else { return };
+        let newest = newest.as_slice().first().map_or(self.store.revision(), |version| version.mod_revision);
+        for changes in &revisions {
+            if let Some(version) = changes.as_slice().first() {
+                self.shared.watchers.mark(version.mod_revision, changes);
+            }
+        }
+        self.shared.set_marked_revision(newest);
+    }
+
+    /// Takes a batch back that could not be made durable.
+    fn fail(&mut self, batch: Batch, error: AppendError) {
+        self.store = Store::clone(&self.shared.published.load());
+        let answer = match error {
+            AppendError::Untouched(error) => {
+                let message = explain(&error);
+                tracing::error!(error = message, "the log cannot grow; writes are refused until it can");
+                unavailable(&message)
+            }
+            AppendError::Unknown(error) => {
+                let message = explain(&error);
+                tracing::error!(
+                    error = message,
+                    "the log cannot be written; all writes are refused from now on"
+                );
+                *self.shared.failure.write() = Some(message.as_str().into());
+                self.shared.revoked.notify_waiters();
+                ShardError::ambiguous(Code::Unavailable, format!("etcdserver: {message}"))
+            }
+        };
+        for waiting in batch.answers {
+            waiting.fail(answer.clone());
+        }
+    }
+
+    fn apply(&mut self, command: Command, batch: &mut Batch) {
+        let refused = self.shared.failure.read().as_deref().map(unavailable);
+        match command {
+            Command::Put(request, reply) => {
+                let result = refused.map_or_else(|| self.put(&request, batch), Err);
+                batch.answers.push(Answer::Put(reply, result));
+            }
+            Command::DeleteRange(request, reply) => {
+                let result = refused.map_or_else(|| self.delete_range(&request, batch), Err);
+                batch.answers.push(Answer::DeleteRange(reply, result));
+            }
+            Command::Txn(request, reply) => {
+                let result = refused.map_or_else(|| self.txn(&request, batch), Err);
+                batch.answers.push(Answer::Txn(reply, result));
+            }
+            Command::Compact(request, reply) => {
+                let result = refused.map_or_else(|| self.compact(&request), Err);
+                batch.answers.push(match result {
+                    Ok(response) if request.physical => Answer::CompactPhysically(reply, response),
+                    result => Answer::Compact(reply, result),
+                });
+            }
+            Command::Grant(request, reply) => {
+                let result = refused.map_or_else(|| self.grant(&request, batch), Err);
+                batch.answers.push(Answer::Grant(reply, result));
+            }
+            Command::Revoke(id, reply) => {
+                let result = refused.map_or_else(|| self.revoke(id, batch), Err);
+                batch.answers.push(Answer::Revoke(reply, result));
+            }
+            Command::Expire(id) => {
+                // Unless a client was faster. If it fails it is tried again.
+                if refused.is_none() && self.store.lease(id).is_some() {
+                    let _ = self.revoke(id, batch);
+                }
+            }
+            Command::Alarm(request, reply) => {
+                let result = refused.map_or_else(|| Ok(self.alarm(&request)), Err);
+                batch.answers.push(Answer::Alarm(reply, result));
+            }
+            Command::Defragment(reply) => {
+                self.store.defragment();
+                self.shared.published.store(Arc::new(self.published_defragmented()));
+                // A checkpoint is what shrinks the files.
+                self.wal_bytes = self.wal_bytes.max(1);
+                self.start_checkpoint();
+                batch.answers.push(Answer::Defragment(reply, Ok(pb::DefragmentResponse::default())));
+            }
+            Command::Tick => {}
+            Command::Shutdown => self.commands.close(),
+        }
+    }
+
+    fn published_defragmented(&self) -> Store {
+        let mut published = Store::clone(&self.shared.published.load());
+        published.defragment();
+        published
+    }
+
+    fn put(&mut self, request: &pb::PutRequest, batch: &mut Batch) -> Result<pb::PutResponse> {
+        self.check_alarms(|| quota::put_cost(request))?;
+        let (mut response, changes) = txn::put(&mut self.store, request)?;
+        self.log_write(changes, batch);
+        self.shared.fill(&mut response.header);
+        Ok(response)
+    }
+
+    fn delete_range(
+        &mut self,
+        request: &pb::DeleteRangeRequest,
+        batch: &mut Batch,
+    ) -> Result<pb::DeleteRangeResponse> {
+        self.check_corrupt()?;
+        let (mut response, changes) = txn::delete_range(&mut self.store, request);
+        self.log_write(changes, batch);
+        self.shared.fill(&mut response.header);
+        Ok(response)
+    }
+
+    fn txn(&mut self, request: &pb::TxnRequest, batch: &mut Batch) -> Result<pb::TxnResponse> {
+        self.check_alarms(|| quota::txn_cost(request))?;
+        let (mut response, changes) = txn::txn(&mut self.store, request)?;
+        self.log_write(changes, batch);
+        self.shared.fill(&mut response.header);
+        Ok(response)
+    }
+
+    fn compact(&mut self, request: &pb::CompactionRequest) -> Result<pb::CompactionResponse> {
+        self.check_corrupt()?;
+        self.store.compact(request.revision)?;
+        Entry::Compact(request.revision).encode(&mut self.record);
+        Ok(pb::CompactionResponse { header: Some(self.shared.header(self.store.revision())) })
+    }
+
+    fn grant(
+        &mut self,
+        request: &pb::LeaseGrantRequest,
+        batch: &mut Batch,
+    ) -> Result<pb::LeaseGrantResponse> {
+        self.check_alarms(|| quota::LEASE_COST_BYTES)?;
+        let mut id = request.id;
+        // Like etcd, only positive numbers are chosen; a collision is as good as impossible, and looked for.
+        while id == 0 || (request.id == 0 && self.store.lease(id).is_some()) {
+            id = rand::random::<i64>() & i64::MAX;
+        }
+        if request.ttl > crate::lease::TTL_SECONDS_MAX {
+            return Err(errors::lease_ttl_too_large());
+        }
+        if self.store.lease(id).is_some() {
+            return Err(errors::lease_exists());
+        }
+        let ttl = request.ttl.max(self.limits.lease_ttl_seconds_min);
+        self.store.grant(id, ttl);
+        Entry::Grant { id, ttl }.encode(&mut self.record);
+        batch.granted.push((id, ttl));
+        let header = Some(self.shared.header(self.store.revision()));
+        Ok(pb::LeaseGrantResponse { header, id, ttl, error: String::new() })
+    }
+
+    fn revoke(&mut self, id: i64, batch: &mut Batch) -> Result<pb::LeaseRevokeResponse> {
+        self.check_corrupt()?;
+        let (found, changes) = self.store.revoke(id);
+        if !found {
+            return Err(errors::lease_not_found());
+        }
+        Entry::Revoke { id, changes: changes.as_ref() }.encode(&mut self.record);
+        batch.granted.retain(|(granted, _)| *granted != id);
+        batch.revoked.push(id);
+        batch.revisions.extend(changes);
+        Ok(pb::LeaseRevokeResponse { header: Some(self.shared.header(self.store.revision())) })
+    }
+
+    fn alarm(&mut self, request: &pb::AlarmRequest) -> pb::AlarmResponse {
+        let alarm = Alarm { kind: request.alarm, member_id: request.member_id };
+        let show = |alarm: &Alarm| pb::AlarmMember { member_id: alarm.member_id, alarm: alarm.kind };
+        let is_none = request.alarm == pb::AlarmType::None as i32;
+        let alarms = match pb::alarm_request::AlarmAction::try_from(request.action) {
+            Ok(pb::alarm_request::AlarmAction::Get) => self
+                .store
+                .alarms()
+                .iter()
+                .filter(|up| is_none || up.kind == request.alarm)
+                .map(show)
+                .collect(),
+            Ok(pb::alarm_request::AlarmAction::Activate) if !is_none => {
+                if self.store.raise(alarm) {
+                    Entry::Raise(alarm).encode(&mut self.record);
+                }
+                vec![show(&alarm)]
+            }
+            Ok(pb::alarm_request::AlarmAction::Deactivate) if self.store.disarm(alarm) => {
+                Entry::Disarm(alarm).encode(&mut self.record);
+                vec![show(&alarm)]
+            }
+            _ => Vec::new(),
+        };
+        pb::AlarmResponse { header: Some(self.shared.header(self.store.revision())), alarms }
+    }
+
+    fn check_corrupt(&self) -> Result<()> {
+        if self.store.has_alarm(pb::AlarmType::Corrupt) { Err(errors::corrupt()) } else { Ok(()) }
+    }
+
+    /// Refuses what the alarms and the quota forbid; raises NOSPACE when the quota is met.
+    fn check_alarms(&mut self, cost: impl FnOnce() -> u64) -> Result<()> {
+        self.check_corrupt()?;
+        let cost = cost();
+        if cost == 0 {
+            return Ok(());
+        }
+        if self.store.has_alarm(pb::AlarmType::Nospace) {
+            return Err(errors::no_space());
+        }
+        if self.store.size().saturating_add(cost) >= self.limits.quota_bytes {
+            let alarm = Alarm { kind: pb::AlarmType::Nospace as i32, member_id: self.shared.member_id };
+            tracing::warn!(
+                size_bytes = self.store.size(),
+                quota_bytes = self.limits.quota_bytes,
+                "the quota is met: alarm NOSPACE"
+            );
+            if self.store.raise(alarm) {
+                Entry::Raise(alarm).encode(&mut self.record);
+            }
+            return Err(errors::no_space());
+        }
+        Ok(())
+    }
+
+    fn log_write(&mut self, changes: Option<Changes>, batch: &mut Batch) {
+        if let Some(changes) = changes {
+            Entry::Write(&changes).encode(&mut self.record);
+            batch.revisions.push(changes);
+        }
+    }
+
+    /// Up to which revision history can be given back now, if there is any.
+    fn collect_target(&self) -> Option<i64> {
+        let compacted = self.store.compact_revision();
+        if compacted <= self.collected {
+            return None;
+        }
+        // A watcher that is only a moment behind shall find what it was woken for.
+        let floor = self.store.revision().saturating_sub(WATCHER_GRACE_REVISIONS);
+        let held = self.shared.watchers.oldest_pending(floor).unwrap_or(i64::MAX);
+        let target = compacted.min(held);
+        (target > self.collected && target > self.shared.log.read().first_revision().saturating_sub(1))
+            .then_some(target)
+    }
+
+    /// Gives a slice of compacted history back.
+    fn collect(&mut self) {
+        let Some(target) = self.collect_target() else { return };
+        let trimmed = self.shared.log.write().trim(target, COLLECT_REVISIONS_MAX);
+        let mut garbage = Vec::new();
+        for changes in &trimmed {
+            garbage.extend(self.store.collect(changes));
+        }
+        let (first, at_target) = {
+            let log = self.shared.log.read();
+            (log.first_revision(), log.get(target).cloned())
+        };
+        if first >= target {
+            if let Some(changes) = at_target {
+                garbage.extend(self.store.collect(&changes));
+            }
+            self.collected = target;
+        }
+        // The index may have lost keys, and the sizes changed; a batch that fails later must not bring that back.
+        self.shared.published.store(Arc::new(self.store.clone()));
+    }
+
+    /// Starts a checkpoint when the log is long enough, and finishes one that is done.
+    fn checkpoint(&mut self) {
+        if let Some(running) = self.checkpointing.take_if(|running| running.is_done.load(Ordering::Acquire)) {
+            self.finish_checkpoint(running);
+        }
+        if self.wal_bytes > self.limits.checkpoint_wal_bytes.max(self.checkpoint_bytes) {
+            self.start_checkpoint();
+        }
+    }
+
+    fn start_checkpoint(&mut self) {
+        if self.checkpointing.is_some() || self.wal_bytes == 0 {
+            return;
+        }
+        let snapshot = self.shared.published.load_full();
+        let (dir, cluster_id, sequence) =
+            (self.limits.dir.clone(), self.shared.cluster_id, self.wal.last_sequence());
+        let is_done = Arc::new(AtomicBool::new(false));
+        let done = Arc::clone(&is_done);
+        let work = move || {
+            let result = checkpoint::write(&dir, cluster_id, sequence, &snapshot);
+            done.store(true, Ordering::Release);
+            result
+        };
+        match std::thread::Builder::new().name("engine-checkpoint".into()).spawn(work) {
+            Ok(thread) => {
+                let wal_bytes = std::mem::take(&mut self.wal_bytes);
+                self.checkpointing = Some(Checkpointing { sequence, wal_bytes, is_done, thread });
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot start a thread for a checkpoint; it is tried again")
+            }
+        }
+    }
+
+    fn finish_checkpoint(&mut self, running: Checkpointing) {
+        let result = running.thread.join().unwrap_or_else(|_| {
+            Err(WalError::Io {
+                action: "write a checkpoint in",
+                path: self.limits.dir.clone(),
+                source: std::io::Error::other("its thread panicked"),
+            })
+        });
+        let released = result.and_then(|bytes| {
+            self.checkpoint_bytes = bytes;
+            self.wal.release(running.sequence)
+        });
+        if let Err(error) = released {
+            // The log still has everything; it only grows until a later checkpoint works.
+            tracing::error!(
+                error = explain(&error),
+                "a checkpoint failed; it is tried again after more writes"
+            );
+            self.checkpoint_bytes = self.checkpoint_bytes.max(running.wal_bytes);
+        }
+    }
+}
+
+fn unavailable(reason: &str) -> ShardError {
+    ShardError::refused(Code::Unavailable, format!("etcdserver: {reason}"))
+}
+
+/// An error with its causes in one line.
+pub(crate) fn explain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

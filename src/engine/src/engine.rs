@@ -1,0 +1,413 @@
+//! Opening, closing and asking an engine.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_shard::{Result, ShardError};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::AbortHandle,
+    time::{Instant, MissedTickBehavior},
+};
+use tonic::Code;
+
+use crate::{
+    EngineConfig, check,
+    checkpoint::{self, Loaded},
+    committer::{Command, Committer, Limits, Reply},
+    entry::{self, ReplayError},
+    errors, identity,
+    lease::Renewal,
+    mvcc::Store,
+    shared::{RAFT_TERM, Shared},
+    txn,
+    wal::{self, Wal, WalError},
+};
+
+/// An expired lease whose revocation did not happen is tried again after this time, as in etcd.
+const EXPIRE_AGAIN: Duration = Duration::from_secs(3);
+/// Leases that are revoked in one tick at most, as in etcd.
+const EXPIRE_LEASES_MAX: usize = 500;
+
+/// Why an engine cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The log or a checkpoint cannot be used; the message names the file.
+    #[error(transparent)]
+    Files(#[from] WalError),
+    /// A record of the log does not fit the state before it.
+    #[error("{} cannot be replayed at byte {offset}; restore the data directory from a copy", path.display())]
+    Replay {
+        /// The segment.
+        path: PathBuf,
+        /// Where the record starts.
+        offset: u64,
+        /// What is wrong.
+        #[source]
+        source: ReplayError,
+    },
+    /// Another process has the directory open.
+    #[error("{} is in use by another process; stop it or choose another directory", dir.display())]
+    Locked {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The directory has files but no identity: it belongs to something else.
+    #[error("{} is not empty and no data directory of this program (it has {file}); choose another one", dir.display())]
+    NotEmpty {
+        /// The directory.
+        dir: PathBuf,
+        /// One of the files in it.
+        file: String,
+    },
+    /// The identity file cannot be read.
+    #[error("{} is damaged", path.display())]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The writer thread cannot be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// An open store. See the [crate] for what it guarantees.
+///
+/// Dropping it without [`Engine::close`] loses nothing that was acknowledged.
+pub struct Engine {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) config: EngineConfig,
+    /// None only while it is dropped.
+    commands: Option<mpsc::Sender<Command>>,
+    committer: Mutex<Option<JoinHandle<()>>>,
+    expirer: AbortHandle,
+}
+
+impl Engine {
+    /// Opens the data directory, makes it if it is not there, and replays its log.
+    ///
+    /// # Errors
+    /// See [`EngineError`]; nothing on disk is changed then but a torn last record.
+    pub async fn open(config: EngineConfig) -> std::result::Result<Arc<Self>, EngineError> {
+        let loading = config.clone();
+        let opened = tokio::task::spawn_blocking(move || Opened::open(&loading)).await;
+        let opened = opened.map_err(|error| EngineError::Thread(std::io::Error::other(error)))??;
+        let Opened { lock, shared, wal, wal_bytes, checkpoint_bytes } = opened;
+
+        let (commands, received) = mpsc::channel(config.queue_requests_max.max(1));
+        let limits = Limits {
+            dir: config.dir.clone(),
+            quota_bytes: config.quota(),
+            lease_ttl_seconds_min: config.lease_ttl_seconds_min,
+            checkpoint_wal_bytes: config.checkpoint_wal_bytes,
+        };
+        {
+            let mut clock = shared.leases.lock();
+            let deadlines = clock.at(Instant::now());
+            for (id, lease) in shared.published.load().leases() {
+                deadlines.start(id, lease.ttl, Instant::now());
+            }
+        }
+        let committer =
+            Committer::new(limits, Arc::clone(&shared), received, wal, wal_bytes, checkpoint_bytes);
+        let work = move || {
+            committer.run();
+            drop(lock);
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("engine-{}", config.name))
+            .spawn(work)
+            .map_err(EngineError::Thread)?;
+        let expirer =
+            tokio::spawn(expire(Arc::clone(&shared), commands.downgrade(), config.lease_tick)).abort_handle();
+        Ok(Arc::new(Self {
+            shared,
+            config,
+            commands: Some(commands),
+            committer: Mutex::new(Some(thread)),
+            expirer,
+        }))
+    }
+
+    /// Finishes what is queued, syncs it and gives the directory free. Later writes are refused, watches end, reads
+    /// still answer. A second call does nothing.
+    pub async fn close(&self) {
+        self.expirer.abort();
+        if let Some(commands) = &self.commands {
+            // If it cannot be sent, the writer has ended already.
+            let _ = commands.send(Command::Shutdown).await;
+        }
+        let thread = self.committer.lock().take();
+        if let Some(thread) = thread {
+            let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+            if !matches!(joined, Ok(Ok(()))) {
+                tracing::error!(engine = self.config.name, "the writer thread did not end cleanly");
+            }
+        }
+        self.shared.close();
+    }
+
+    /// The cluster id in all headers.
+    pub fn cluster_id(&self) -> u64 {
+        self.shared.cluster_id
+    }
+
+    /// The member id in all headers.
+    pub fn member_id(&self) -> u64 {
+        self.shared.member_id
+    }
+
+    /// The data directory.
+    pub fn dir(&self) -> &Path {
+        &self.config.dir
+    }
+
+    /// The name from the configuration.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// The newest durable state: a snapshot that never changes.
+    pub fn snapshot(&self) -> Arc<Store> {
+        self.shared.published.load_full()
+    }
+
+    /// Deletes a range, etcd's `KV.DeleteRange`.
+    pub async fn delete_range(&self, request: pb::DeleteRangeRequest) -> Result<pb::DeleteRangeResponse> {
+        check::delete_range(&request)?;
+        check::size(&request, self.config.max_request_bytes)?;
+        self.call(|reply| Command::DeleteRange(request, reply)).await
+    }
+
+    /// Queues a command and waits for its answer.
+    pub(crate) async fn call<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T> {
+        let commands = self.commands.as_ref().ok_or_else(errors::stopped)?;
+        let (reply, answer) = oneshot::channel();
+        let command = command(reply);
+        // Mostly there is room, and `send` would allocate a place in line.
+        if let Err(error) = commands.try_send(command) {
+            match error {
+                mpsc::error::TrySendError::Full(command) => {
+                    commands.send(command).await.map_err(|_| errors::stopped())?;
+                }
+                mpsc::error::TrySendError::Closed(_) => return Err(errors::stopped()),
+            }
+        }
+        answer.await.unwrap_or_else(|_| {
+            Err(ShardError::ambiguous(
+                Code::Unavailable,
+                "etcdserver: server stopped while the request was under way",
+            ))
+        })
+    }
+
+    pub(crate) fn range_now(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse> {
+        check::range(request)?;
+        let store = self.shared.published.load();
+        let mut response = store.range(request)?;
+        self.check_still_there(&store, request.revision)?;
+        self.shared.fill(&mut response.header);
+        Ok(response)
+    }
+
+    pub(crate) fn read_only_txn_now(&self, request: &pb::TxnRequest) -> Result<pb::TxnResponse> {
+        let store = self.shared.published.load();
+        let mut response = txn::read_only_txn(&store, request)?;
+        self.check_still_there(&store, oldest_revision(request))?;
+        self.shared.fill(&mut response.header);
+        Ok(response)
+    }
+
+    /// Refuses an answer that was read at an old revision while compaction took that history away.
+    ///
+    /// Compaction publishes its revision before it cuts anything off, so a reader that met a cut sees it here.
+    fn check_still_there(&self, store: &Store, revision: i64) -> Result<()> {
+        let read = if revision <= 0 { store.revision() } else { revision };
+        if read < self.shared.published.load().compact_revision() { Err(errors::compacted()) } else { Ok(()) }
+    }
+
+    pub(crate) async fn keep_alive(&self, id: i64) -> Result<pb::LeaseKeepAliveResponse> {
+        // The header before the renewal, as etcd does: a lease revoked at revision 3 must not be seen kept alive at 4.
+        let header = Some(self.shared.current_header());
+        let gone = pb::LeaseKeepAliveResponse { header, id, ttl: 0 };
+        loop {
+            let revoked = self.shared.revoked.notified();
+            tokio::pin!(revoked);
+            revoked.as_mut().enable();
+            if let Some(reason) = self.shared.failure.read().as_deref() {
+                return Err(ShardError::refused(Code::Unavailable, format!("etcdserver: {reason}")));
+            }
+            let Some(ttl) = self.shared.published.load().lease(id).map(|lease| lease.ttl) else {
+                return Ok(gone);
+            };
+            if self.shared.is_closed() {
+                return Err(errors::stopped());
+            }
+            let now = Instant::now();
+            let renewal = {
+                let mut clock = self.shared.leases.lock();
+                let deadlines = clock.at(now);
+                deadlines.start(id, ttl, now);
+                deadlines.renew(id, ttl, now)
+            };
+            match renewal {
+                Renewal::Renewed => return Ok(pb::LeaseKeepAliveResponse { ttl, ..gone }),
+                // Its revocation is under way: the answer waits for it.
+                Renewal::Expired => revoked.await,
+            }
+        }
+    }
+
+    pub(crate) fn time_to_live_now(
+        &self,
+        request: &pb::LeaseTimeToLiveRequest,
+    ) -> pb::LeaseTimeToLiveResponse {
+        let store = self.shared.published.load();
+        let header = Some(self.shared.header(store.revision()));
+        let Some(lease) = store.lease(request.id) else {
+            return pb::LeaseTimeToLiveResponse { header, id: request.id, ttl: -1, ..Default::default() };
+        };
+        let now = Instant::now();
+        let remaining = {
+            let mut clock = self.shared.leases.lock();
+            let deadlines = clock.at(now);
+            deadlines.start(request.id, lease.ttl, now);
+            deadlines.remaining(request.id, now).unwrap_or_default()
+        };
+        let keys = if request.keys { lease.keys.iter().cloned().collect() } else { Vec::new() };
+        let ttl = i64::try_from(remaining.as_secs()).unwrap_or(i64::MAX).min(lease.ttl);
+        pb::LeaseTimeToLiveResponse { header, id: request.id, ttl, granted_ttl: lease.ttl, keys }
+    }
+
+    pub(crate) fn leases_now(&self) -> pb::LeaseLeasesResponse {
+        let store = self.shared.published.load();
+        let now = Instant::now();
+        let mut leases: Vec<(Duration, i64)> = {
+            let mut clock = self.shared.leases.lock();
+            let deadlines = clock.at(now);
+            store
+                .leases()
+                .map(|(id, _)| (deadlines.remaining(id, now).unwrap_or(Duration::MAX), id))
+                .collect()
+        };
+        // etcd lists them by the time they have left.
+        leases.sort_unstable();
+        let leases = leases.into_iter().map(|(_, id)| pb::LeaseStatus { id }).collect();
+        pb::LeaseLeasesResponse { header: Some(self.shared.header(store.revision())), leases }
+    }
+
+    pub(crate) fn status_now(&self) -> pb::StatusResponse {
+        let store = self.shared.published.load();
+        let alarms = store.alarms().iter().map(|alarm| {
+            let kind = pb::AlarmType::try_from(alarm.kind).map_or("UNKNOWN", |kind| kind.as_str_name());
+            format!("memberID:{} alarm:{kind}", alarm.member_id)
+        });
+        let failure = self.shared.failure.read();
+        pb::StatusResponse {
+            header: Some(self.shared.header(store.revision())),
+            version: crate::ETCD_VERSION.to_owned(),
+            db_size: i64::try_from(store.size()).unwrap_or(i64::MAX),
+            db_size_in_use: i64::try_from(store.size_in_use()).unwrap_or(i64::MAX),
+            db_size_quota: i64::try_from(self.config.quota()).unwrap_or(i64::MAX),
+            leader: self.shared.member_id,
+            raft_index: store.applied(),
+            raft_applied_index: store.applied(),
+            raft_term: RAFT_TERM,
+            errors: alarms.chain(failure.as_deref().map(str::to_owned)).collect(),
+            is_learner: false,
+            storage_version: "3.7.0".to_owned(),
+            downgrade_info: Some(pb::DowngradeInfo::default()),
+        }
+    }
+
+    pub(crate) fn alarms_now(&self, kind: i32) -> pb::AlarmResponse {
+        let store = self.shared.published.load();
+        let alarms = store
+            .alarms()
+            .iter()
+            .filter(|alarm| kind == pb::AlarmType::None as i32 || alarm.kind == kind)
+            .map(|alarm| pb::AlarmMember { member_id: alarm.member_id, alarm: alarm.kind })
+            .collect();
+        pb::AlarmResponse { header: Some(self.shared.header(store.revision())), alarms }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.expirer.abort();
+        self.commands = None;
+        if let Some(thread) = self.committer.get_mut().take() {
+            // Short: at most the batch under way. The directory is free afterwards.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The lowest explicit revision that a transaction reads at, 0 if it has none.
+fn oldest_revision(request: &pb::TxnRequest) -> i64 {
+    let of = |op: &pb::RequestOp| match &op.request {
+        Some(pb::Request::RequestRange(range)) => range.revision.max(0),
+        Some(pb::Request::RequestTxn(inner)) => oldest_revision(inner),
+        _ => 0,
+    };
+    request.success.iter().chain(&request.failure).map(of).filter(|revision| *revision > 0).min().unwrap_or(0)
+}
+
+/// What opening a directory gives.
+struct Opened {
+    lock: File,
+    shared: Arc<Shared>,
+    wal: Wal,
+    wal_bytes: u64,
+    checkpoint_bytes: u64,
+}
+
+impl Opened {
+    fn open(config: &EngineConfig) -> std::result::Result<Self, EngineError> {
+        let dir = config.dir.as_path();
+        let lock = identity::lock(dir)?;
+        let identity = identity::load_or_create(dir, &config.name, config.cluster_id)?;
+        let Loaded { sequence, file_bytes, mut store, mut log } = checkpoint::load(dir, identity.cluster_id)?;
+        let recovered = wal::recover(dir, identity.cluster_id, sequence, |record: Bytes, path, offset| {
+            entry::replay(&record, &mut store, |changes| log.push(changes))
+                .map_err(|source| EngineError::Replay { path: path.to_owned(), offset, source })
+        })?;
+        let wal_bytes = recovered.replayed_bytes;
+        let wal =
+            Wal::open(dir, identity.cluster_id, config.segment_bytes, recovered, config.io_hook.clone())?;
+        let shared = Arc::new(Shared::new(identity.cluster_id, identity.member_id, store, log));
+        Ok(Self { lock, shared, wal, wal_bytes, checkpoint_bytes: file_bytes })
+    }
+}
+
+/// Revokes leases whose time is over, and wakes the committer when it has something to look at.
+async fn expire(shared: Arc<Shared>, commands: mpsc::WeakSender<Command>, tick: Duration) {
+    let mut ticks = tokio::time::interval(tick);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let now = Instant::now();
+        let expired = shared.leases.lock().at(now).take_expired(now, EXPIRE_AGAIN, EXPIRE_LEASES_MAX);
+        let Some(commands) = commands.upgrade() else { return };
+        for id in expired {
+            if commands.send(Command::Expire(id)).await.is_err() {
+                return;
+            }
+        }
+        if shared.wants_tick.load(Ordering::Relaxed) {
+            // When the queue is full the committer is awake anyway.
+            let _ = commands.try_send(Command::Tick);
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Who owns a data directory: its lock, and the ids that never change.
+
+use std::{
+    fs::{File, TryLockError},
+    io::{ErrorKind, Write},
+    path::Path,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    engine::EngineError,
+    wal::{WalError, sync_dir},
+};
+
+/// Version of the directory's format; a newer one is refused.
+const FORMAT: u32 = 1;
+const FILE: &str = "identity.json";
+const LOCK: &str = "LOCK";
+
+/// The ids of a store.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    format: u32,
+    /// Name of the member that made the directory.
+    name: String,
+    pub(crate) cluster_id: u64,
+    pub(crate) member_id: u64,
+}
+
+/// Makes the directory if needed and takes its lock, which lives as long as the file handle.
+pub(crate) fn lock(dir: &Path) -> Result<File, EngineError> {
+    std::fs::create_dir_all(dir).map_err(WalError::io("make", dir))?;
+    let path = dir.join(LOCK);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(WalError::io("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(EngineError::Locked { dir: dir.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(WalError::io("lock", &path)(error).into()),
+    }
+}
+
+/// Reads the directory's identity, or gives an empty directory one.
+pub(crate) fn load_or_create(
+    dir: &Path,
+    name: &str,
+    cluster_id: Option<u64>,
+) -> Result<Identity, EngineError> {
+    let path = dir.join(FILE);
+    match std::fs::read(&path) {
+        Ok(text) => check(&path, &text, cluster_id),
+        Err(error) if error.kind() == ErrorKind::NotFound => create(dir, &path, name, cluster_id),
+        Err(error) => Err(WalError::io("read", &path)(error).into()),
+    }
+}
+
+fn check(path: &Path, text: &[u8], cluster_id: Option<u64>) -> Result<Identity, EngineError> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let malformed = |source| EngineError::Identity { path: path.to_owned(), source };
+    // The format first: a newer file may have other fields.
+    let Format { format } = serde_json::from_slice(text).map_err(malformed)?;
+    if format > FORMAT {
+        return Err(WalError::Newer { path: path.to_owned(), found: format }.into());
+    }
+    let identity: Identity = serde_json::from_slice(text).map_err(malformed)?;
+    match cluster_id {
+        Some(expected) if expected != identity.cluster_id => {
+            Err(WalError::Foreign { path: path.to_owned(), found: identity.cluster_id, expected }.into())
+        }
+        _ => Ok(identity),
+    }
+}
+
+fn create(dir: &Path, path: &Path, name: &str, cluster_id: Option<u64>) -> Result<Identity, EngineError> {
+    for entry in std::fs::read_dir(dir).map_err(WalError::io("list", dir))? {
+        let file = entry.map_err(WalError::io("list", dir))?.file_name();
+        // A half-written identity from a start that was interrupted, our lock, and what mkfs leaves behind.
+        if file != LOCK && file != "lost+found" && file != "identity.tmp" {
+            return Err(EngineError::NotEmpty {
+                dir: dir.to_owned(),
+                file: file.to_string_lossy().into_owned(),
+            });
+        }
+    }
+    let nonzero = || rand::random_range(1..=u64::MAX);
+    let identity = Identity {
+        format: FORMAT,
+        name: name.to_owned(),
+        cluster_id: cluster_id.unwrap_or_else(nonzero),
+        member_id: nonzero(),
+    };
+    let text = serde_json::to_vec_pretty(&identity)
+        .map_err(|source| EngineError::Identity { path: path.to_owned(), source })?;
+    let temporary = dir.join("identity.tmp");
+    File::create(&temporary)
+        .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
+        .map_err(WalError::io("write", &temporary))?;
+    std::fs::rename(&temporary, path).map_err(WalError::io("rename", &temporary))?;
+    sync_dir(dir)?;
+    Ok(identity)
+}

@@ -1,0 +1,84 @@
+//! History in revision order, for watchers.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use super::Version;
+
+/// What one revision changed, in the order of the changes.
+#[derive(Debug, Clone)]
+pub enum Changes {
+    /// The common case, without a second allocation.
+    One(Arc<Version>),
+    /// Any other number; none for a revision whose changes were all superseded before a restart.
+    Many(Arc<[Arc<Version>]>),
+}
+
+impl Changes {
+    /// The changes as a slice.
+    pub fn as_slice(&self) -> &[Arc<Version>] {
+        match self {
+            Changes::One(version) => std::slice::from_ref(version),
+            Changes::Many(versions) => versions,
+        }
+    }
+}
+
+impl From<Vec<Arc<Version>>> for Changes {
+    fn from(mut versions: Vec<Arc<Version>>) -> Self {
+        match (versions.len(), versions.pop()) {
+            (1, Some(only)) => Changes::One(only),
+            (_, last) => {
+                versions.extend(last);
+                Changes::Many(versions.into())
+            }
+        }
+    }
+}
+
+/// The changes of every revision from [`EventLog::first_revision`] to the newest published one.
+#[derive(Debug)]
+pub struct EventLog {
+    first_revision: i64,
+    entries: VecDeque<Changes>,
+}
+
+impl EventLog {
+    /// An empty log whose next entry is `first_revision`.
+    pub fn new(first_revision: i64) -> Self {
+        Self { first_revision, entries: VecDeque::new() }
+    }
+
+    /// The oldest revision here; the next one to come when the log is empty.
+    pub fn first_revision(&self) -> i64 {
+        self.first_revision
+    }
+
+    /// The newest revision here; one less than [`Self::first_revision`] when the log is empty.
+    pub fn last_revision(&self) -> i64 {
+        self.first_revision + self.entries.len() as i64 - 1
+    }
+
+    /// Appends the changes of the next revision.
+    pub fn push(&mut self, changes: Changes) {
+        self.entries.push_back(changes);
+    }
+
+    /// The changes of one revision, if the log has it.
+    pub fn get(&self, revision: i64) -> Option<&Changes> {
+        let index = usize::try_from(revision.checked_sub(self.first_revision)?).ok()?;
+        self.entries.get(index)
+    }
+
+    /// Takes at most `limit` entries with revisions below `revision` off the front.
+    pub fn trim(&mut self, revision: i64, limit: usize) -> Vec<Changes> {
+        let below = usize::try_from(revision.saturating_sub(self.first_revision)).unwrap_or(0);
+        let count = below.min(limit).min(self.entries.len());
+        self.first_revision += count as i64;
+        let trimmed = self.entries.drain(..count).collect();
+        // A burst of history must not pin its slots for ever.
+        if self.entries.capacity() > 1024 && self.entries.len() < self.entries.capacity() / 8 {
+            self.entries.shrink_to(self.entries.len() * 2);
+        }
+        trimmed
+    }
+}

@@ -1,0 +1,17 @@
+//! The multi-version index: what is stored, without any IO.
+//!
+//! [`Store`] is a persistent (copy-on-write) map: a clone costs a few reference counts, so readers work on a snapshot
+//! while the one writer goes on. Each key points at its newest [`Version`], and each version at the one before it.
+//! [`EventLog`] keeps the same versions in revision order for watchers.
+
+mod events;
+mod key_range;
+mod store;
+mod version;
+mod write;
+
+pub use events::{Changes, EventLog};
+pub use key_range::KeyRange;
+pub use store::{Alarm, Lease, Restore, Store};
+pub use version::{StoredVersion, VERSION_OVERHEAD_BYTES, Version};
+pub use write::WriteTxn;

@@ -1,0 +1,407 @@
+//! The state that one revision names: keys, leases, alarms.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use bytes::Bytes;
+use imbl::{OrdMap, OrdSet};
+use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_shard::Result;
+
+use super::{EventLog, Version, key_range::bounds, write::WriteTxn};
+use crate::{errors, range};
+
+/// Where the index points at for one key.
+#[derive(Debug, Clone)]
+pub(super) struct Slot {
+    /// The newest mod revision, negative when that version is a tombstone: a count at the newest revision then
+    /// needs no look at the version itself.
+    stamp: i64,
+    pub(super) head: Arc<Version>,
+}
+
+impl Slot {
+    pub(super) fn new(head: Arc<Version>) -> Self {
+        let stamp = if head.is_live() { head.mod_revision } else { -head.mod_revision };
+        Self { stamp, head }
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.stamp > 0
+    }
+
+    /// The live version at `revision`.
+    fn live_at(&self, revision: i64) -> Option<Found<'_>> {
+        if self.stamp.abs() <= revision {
+            return self.is_live().then_some(Found::Head(&self.head));
+        }
+        self.head.at(revision).filter(|version| version.is_live()).map(Found::Old)
+    }
+}
+
+/// A version that is the newest one of its key, or an older one.
+enum Found<'a> {
+    Head(&'a Arc<Version>),
+    Old(Arc<Version>),
+}
+
+impl std::ops::Deref for Found<'_> {
+    type Target = Arc<Version>;
+
+    fn deref(&self) -> &Arc<Version> {
+        match self {
+            Found::Head(version) => version,
+            Found::Old(version) => version,
+        }
+    }
+}
+
+/// A lease and the keys attached to it. When it expires is not part of the store: see [`crate::lease`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lease {
+    /// Granted time to live in seconds.
+    pub ttl: i64,
+    /// The attached keys.
+    pub keys: OrdSet<Bytes>,
+}
+
+/// An alarm of a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Alarm {
+    /// `AlarmType` of the API, never NONE.
+    pub kind: i32,
+    /// The member that raised it.
+    pub member_id: u64,
+}
+
+/// Keys, leases and alarms at one revision. Cloning is cheap and gives an independent snapshot.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub(super) index: OrdMap<Bytes, Slot>,
+    pub(super) leases: OrdMap<i64, Lease>,
+    pub(super) alarms: Arc<BTreeSet<Alarm>>,
+    pub(super) revision: i64,
+    pub(super) compact_revision: i64,
+    pub(super) applied: u64,
+    pub(super) size_in_use: u64,
+    pub(super) size: u64,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            index: OrdMap::new(),
+            leases: OrdMap::new(),
+            alarms: Arc::default(),
+            // etcd's empty store is at revision 1 and compacted at -1, so that Compact(0) passes.
+            revision: 1,
+            compact_revision: -1,
+            applied: 0,
+            size_in_use: 0,
+            size: 0,
+        }
+    }
+}
+
+impl Store {
+    /// The current revision, 1 when nothing was ever written.
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// The revision of the last compaction, -1 before the first one.
+    pub fn compact_revision(&self) -> i64 {
+        self.compact_revision
+    }
+
+    /// Number of changes applied so far, what the API calls the raft index.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Bytes of all versions that are kept, an estimate.
+    pub fn size_in_use(&self) -> u64 {
+        self.size_in_use
+    }
+
+    /// The most that [`Self::size_in_use`] was since the start or the last [`Self::defragment`]: it behaves as the
+    /// size of etcd's database file, whose free pages are used again but given back by a defragmentation only.
+    pub fn size(&self) -> u64 {
+        self.size.max(self.size_in_use)
+    }
+
+    /// Sets [`Self::size`] to what is in use.
+    pub fn defragment(&mut self) {
+        self.size = self.size_in_use;
+    }
+
+    /// A lease by its id.
+    pub fn lease(&self, id: i64) -> Option<&Lease> {
+        self.leases.get(&id)
+    }
+
+    /// All leases by ascending id.
+    pub fn leases(&self) -> impl Iterator<Item = (i64, &Lease)> {
+        self.leases.iter().map(|(id, lease)| (*id, lease))
+    }
+
+    /// Alarms that are up.
+    pub fn alarms(&self) -> &BTreeSet<Alarm> {
+        &self.alarms
+    }
+
+    /// Whether any member raised an alarm of this kind.
+    pub fn has_alarm(&self, kind: pb::AlarmType) -> bool {
+        self.alarms.iter().any(|alarm| alarm.kind == kind as i32)
+    }
+
+    /// Refuses a revision that does not exist yet or was compacted, as etcd checks Ranges inside a Txn beforehand.
+    pub fn check_revision(&self, revision: i64) -> Result<()> {
+        match revision {
+            0 => Ok(()),
+            r if r > self.revision => Err(errors::future_revision()),
+            r if r < self.compact_revision => Err(errors::compacted()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Answers a Range, with the newest revision in the header and nothing else there.
+    pub fn range(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse> {
+        self.range_at(request, self.revision)
+    }
+
+    /// Answers a Range for a reader whose newest revision is `newest`: inside a Txn that wrote already, one more.
+    pub(super) fn range_at(&self, request: &pb::RangeRequest, newest: i64) -> Result<pb::RangeResponse> {
+        if request.revision > newest {
+            return Err(errors::future_revision());
+        }
+        let revision = if request.revision <= 0 { newest } else { request.revision };
+        if revision < self.compact_revision {
+            return Err(errors::compacted());
+        }
+        let header = Some(pb::ResponseHeader { revision: newest, ..Default::default() });
+        if request.count_only {
+            let count = self.count(&request.key, &request.range_end, revision);
+            return Ok(pb::RangeResponse { header, count, ..Default::default() });
+        }
+        // etcd answers keys-only from its index, which does not know leases.
+        let without_lease = request.keys_only && request.sort_target != pb::SortTarget::Value as i32;
+        let scan_limit = range::scan_limit(request).unwrap_or(usize::MAX);
+        let mut kvs = Vec::new();
+        let mut count = 0;
+        self.visit(&request.key, &request.range_end, revision, |version| {
+            count += 1;
+            if kvs.len() < scan_limit {
+                let mut kv = version.to_key_value();
+                if without_lease {
+                    kv.lease = 0;
+                }
+                kvs.push(kv);
+            }
+        });
+        let range::Finished { kvs, more } = range::finish_range(kvs, request);
+        Ok(pb::RangeResponse { header, kvs, more, count })
+    }
+
+    /// The newest live version of a key, at the newest revision.
+    pub fn get(&self, key: &[u8]) -> Option<&Arc<Version>> {
+        self.index.get(key).filter(|slot| slot.is_live()).map(|slot| &slot.head)
+    }
+
+    /// Number of keys in a range at a revision.
+    pub fn count(&self, key: &[u8], range_end: &[u8], revision: i64) -> i64 {
+        let mut count = 0;
+        self.visit(key, range_end, revision, |_| count += 1);
+        count
+    }
+
+    /// Calls `each` for every live version of a range at a revision, in key order.
+    pub(super) fn visit(
+        &self,
+        key: &[u8],
+        range_end: &[u8],
+        revision: i64,
+        mut each: impl FnMut(&Arc<Version>),
+    ) {
+        if range_end.is_empty() {
+            if let Some(found) = self.index.get(key).and_then(|slot| slot.live_at(revision)) {
+                each(&found);
+            }
+            return;
+        }
+        let Some(bounds) = bounds(key, range_end) else { return };
+        for (_, slot) in self.index.range::<_, [u8]>(bounds) {
+            if let Some(found) = slot.live_at(revision) {
+                each(&found);
+            }
+        }
+    }
+
+    /// Whether every live key of a range, at the newest revision, satisfies `holds`; `None` when there is no key.
+    pub fn all(&self, key: &[u8], range_end: &[u8], mut holds: impl FnMut(&Version) -> bool) -> Option<bool> {
+        if range_end.is_empty() {
+            return self.get(key).map(|version| holds(version));
+        }
+        let mut any = false;
+        for (_, slot) in self.index.range::<_, [u8]>(bounds(key, range_end)?) {
+            if slot.is_live() {
+                any = true;
+                if !holds(&slot.head) {
+                    return Some(false);
+                }
+            }
+        }
+        any.then_some(true)
+    }
+
+    /// Begins a write. Nothing is written before [`WriteTxn::end`] but what the transaction did is in the store.
+    pub fn write(&mut self) -> WriteTxn<'_> {
+        WriteTxn::new(self)
+    }
+
+    /// Adds a lease; the caller checked that it does not exist.
+    pub fn grant(&mut self, id: i64, ttl: i64) {
+        self.leases.insert(id, Lease { ttl, keys: OrdSet::new() });
+        self.applied += 1;
+    }
+
+    /// Removes a lease and deletes its keys in one revision, in key order as etcd does. False if it is not there.
+    pub fn revoke(&mut self, id: i64) -> (bool, Option<super::Changes>) {
+        let Some(lease) = self.leases.get(&id).cloned() else { return (false, None) };
+        let mut txn = self.write();
+        for key in &lease.keys {
+            txn.delete_range(key, &[]);
+        }
+        let changes = txn.end();
+        self.leases.remove(&id);
+        if changes.is_none() {
+            self.applied += 1;
+        }
+        (true, changes)
+    }
+
+    /// Removes a lease whose keys are deleted already, for replay. False if it is not there.
+    pub fn forget_lease(&mut self, id: i64, counted: bool) -> bool {
+        self.applied += u64::from(!counted);
+        self.leases.remove(&id).is_some()
+    }
+
+    /// Makes history below `revision` unreadable. The space is given back by [`Self::collect`].
+    pub fn compact(&mut self, revision: i64) -> Result<()> {
+        if revision <= self.compact_revision {
+            return Err(errors::compacted());
+        }
+        if revision > self.revision {
+            return Err(errors::future_revision());
+        }
+        self.compact_revision = revision;
+        self.applied += 1;
+        Ok(())
+    }
+
+    /// Raises an alarm; false if it was up already.
+    pub fn raise(&mut self, alarm: Alarm) -> bool {
+        let new = Arc::make_mut(&mut self.alarms).insert(alarm);
+        self.applied += u64::from(new);
+        new
+    }
+
+    /// Takes an alarm down; false if it was not up.
+    pub fn disarm(&mut self, alarm: Alarm) -> bool {
+        let was_up = Arc::make_mut(&mut self.alarms).remove(&alarm);
+        self.applied += u64::from(was_up);
+        was_up
+    }
+
+    /// Gives back what `changes` made superfluous: the versions before them and, for tombstones that are still the
+    /// newest version of their key, the key's place in the index. Only for changes at or below the compaction.
+    ///
+    /// Returns the cut-off chains; dropping them may take long.
+    pub fn collect(&mut self, changes: &Changes) -> Vec<Arc<Version>> {
+        let mut garbage = Vec::new();
+        for version in changes.as_slice() {
+            if let Some(older) = version.cut() {
+                let mut next = Some(Arc::clone(&older));
+                while let Some(dropped) = next {
+                    self.size_in_use = self.size_in_use.saturating_sub(dropped.size());
+                    next = dropped.previous();
+                }
+                garbage.push(older);
+            }
+            if !version.is_live()
+                && self.index.get(&version.key).is_some_and(|slot| Arc::ptr_eq(&slot.head, version))
+            {
+                self.index.remove(&version.key);
+                self.size_in_use = self.size_in_use.saturating_sub(version.size());
+            }
+        }
+        garbage
+    }
+
+    /// Every key with all its versions, newest first, in key order: what a checkpoint stores.
+    pub fn chains(&self) -> impl Iterator<Item = (&Bytes, &Arc<Version>)> {
+        self.index.iter().map(|(key, slot)| (key, &slot.head))
+    }
+}
+
+use super::Changes;
+
+/// Builds a store from a checkpoint.
+#[derive(Debug, Default)]
+pub struct Restore {
+    store: Store,
+    history: Vec<Arc<Version>>,
+}
+
+impl Restore {
+    /// Begins with the numbers of the checkpoint.
+    pub fn new(revision: i64, compact_revision: i64, applied: u64, alarms: BTreeSet<Alarm>) -> Self {
+        let store =
+            Store { revision, compact_revision, applied, alarms: Arc::new(alarms), ..Store::default() };
+        Self { store, history: Vec::new() }
+    }
+
+    /// Adds a lease without keys; they come with [`Self::chain`].
+    pub fn lease(&mut self, id: i64, ttl: i64) {
+        self.store.leases.insert(id, Lease { ttl, keys: OrdSet::new() });
+    }
+
+    /// Adds a key with its versions, oldest first; at least one.
+    pub fn chain(&mut self, key: Bytes, versions: Vec<super::version::StoredVersion>) {
+        let mut head: Option<Arc<Version>> = None;
+        for fields in versions {
+            let version = Arc::new(Version::restored(key.clone(), fields, head.take()));
+            self.store.size_in_use += version.size();
+            if version.mod_revision >= self.store.compact_revision {
+                self.history.push(Arc::clone(&version));
+            }
+            head = Some(version);
+        }
+        let Some(head) = head else { return };
+        if head.is_live()
+            && head.lease != 0
+            && let Some(lease) = self.store.leases.get_mut(&head.lease)
+        {
+            lease.keys.insert(key.clone());
+        }
+        self.store.index.insert(key, Slot::new(head));
+    }
+
+    /// The store and its history from the compaction on.
+    pub fn finish(mut self) -> (Store, EventLog) {
+        self.store.size = self.store.size_in_use;
+        let first = self.store.compact_revision.max(2);
+        let mut log = EventLog::new(first);
+        self.history.sort_unstable_by_key(|version| (version.mod_revision, version.sub));
+        let mut versions = self.history.into_iter().peekable();
+        for revision in first..=self.store.revision {
+            let mut changes = Vec::new();
+            while let Some(version) = versions.next_if(|version| version.mod_revision <= revision) {
+                if version.mod_revision == revision {
+                    changes.push(version);
+                }
+            }
+            log.push(changes.into());
+        }
+        (self.store, log)
+    }
+}

@@ -1,0 +1,136 @@
+//! One write transaction on the store.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use imbl::OrdSet;
+use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_shard::Result;
+
+use super::{
+    Changes, Store, Version,
+    store::{Lease, Slot},
+};
+
+/// Writes of one revision: all changes share the main revision, `sub` orders them.
+pub struct WriteTxn<'a> {
+    store: &'a mut Store,
+    /// The store's revision at the begin; what is written gets the next one.
+    begin: i64,
+    changes: Vec<Arc<Version>>,
+}
+
+impl<'a> WriteTxn<'a> {
+    pub(super) fn new(store: &'a mut Store) -> Self {
+        let begin = store.revision;
+        Self { store, begin, changes: Vec::new() }
+    }
+
+    /// The store as the transaction sees it.
+    pub fn store(&self) -> &Store {
+        self.store
+    }
+
+    /// The newest revision that a read in this transaction sees.
+    pub fn revision(&self) -> i64 {
+        if self.changes.is_empty() { self.begin } else { self.begin + 1 }
+    }
+
+    /// A Range that sees what was written before it in the transaction.
+    pub fn range(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse> {
+        self.store.range_at(request, self.revision())
+    }
+
+    /// Calls `each` for every key of a range as the transaction sees it, in key order.
+    pub fn visit(&self, key: &[u8], range_end: &[u8], each: impl FnMut(&Arc<Version>)) {
+        self.store.visit(key, range_end, self.revision(), each);
+    }
+
+    /// Puts a key and returns the revision. The lease, if any, must exist.
+    ///
+    /// Key and value are copied: what a request brings are slices of a network buffer many times their size.
+    pub fn put(&mut self, key: &[u8], value: &[u8], lease: i64) -> i64 {
+        let stamp = (self.begin + 1, self.changes.len() as u32);
+        let value = Bytes::copy_from_slice(value);
+        let (version, old_lease) = match self.store.index.get_mut(key) {
+            Some(slot) => {
+                let head = &slot.head;
+                let live = slot.is_live().then_some((head.create_revision, head.version));
+                let old_lease = head.lease;
+                let version = Arc::new(Version::put(
+                    head.key.clone(),
+                    value,
+                    lease,
+                    stamp,
+                    live,
+                    Some(Arc::clone(head)),
+                ));
+                *slot = Slot::new(Arc::clone(&version));
+                (version, old_lease)
+            }
+            None => {
+                let key = Bytes::copy_from_slice(key);
+                let version = Arc::new(Version::put(key.clone(), value, lease, stamp, None, None));
+                self.store.index.insert(key, Slot::new(Arc::clone(&version)));
+                (version, 0)
+            }
+        };
+        if old_lease != lease {
+            self.detach(old_lease, &version.key);
+            if lease != 0
+                && let Some(lease) = self.store.leases.get_mut(&lease)
+            {
+                lease.keys.insert(version.key.clone());
+            }
+        }
+        self.push(version);
+        self.begin + 1
+    }
+
+    /// Deletes the keys of a range; returns how many, and the revision for the answer's header.
+    pub fn delete_range(&mut self, key: &[u8], range_end: &[u8]) -> (i64, i64) {
+        let mut doomed = Vec::new();
+        self.store.visit(key, range_end, self.revision(), |version| doomed.push(Arc::clone(version)));
+        let deleted = doomed.len() as i64;
+        for version in doomed {
+            self.delete(version);
+        }
+        (deleted, self.revision())
+    }
+
+    fn delete(&mut self, head: Arc<Version>) {
+        let stamp = (self.begin + 1, self.changes.len() as u32);
+        let key = head.key.clone();
+        self.detach(head.lease, &key);
+        let tombstone = Arc::new(Version::delete(key, stamp, Some(head)));
+        if let Some(slot) = self.store.index.get_mut(&tombstone.key) {
+            *slot = Slot::new(Arc::clone(&tombstone));
+        }
+        self.push(tombstone);
+    }
+
+    fn detach(&mut self, lease: i64, key: &Bytes) {
+        if lease != 0
+            && let Some(Lease { keys, .. }) = self.store.leases.get_mut(&lease)
+        {
+            let keys: &mut OrdSet<Bytes> = keys;
+            keys.remove(key);
+        }
+    }
+
+    fn push(&mut self, version: Arc<Version>) {
+        self.store.size_in_use += version.size();
+        self.changes.push(version);
+    }
+
+    /// Ends the transaction: the revision goes up by one if anything was written.
+    pub fn end(self) -> Option<Changes> {
+        if self.changes.is_empty() {
+            return None;
+        }
+        self.store.revision = self.begin + 1;
+        self.store.applied += 1;
+        self.store.size = self.store.size.max(self.store.size_in_use);
+        Some(self.changes.into())
+    }
+}

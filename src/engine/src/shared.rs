@@ -1,0 +1,100 @@
+//! What the committer publishes and everybody else reads.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicI64, Ordering},
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::{Mutex, RwLock};
+use sharded_etcd_etcd_api::messages as pb;
+use tokio::sync::Notify;
+
+use crate::{
+    lease::LeaseClock,
+    mvcc::{EventLog, Store},
+    watch::Registry,
+};
+
+/// etcd has a term of at least 1 once it has a leader; this engine is always its own.
+pub(crate) const RAFT_TERM: u64 = 2;
+
+/// State that is durable, and who waits for more of it.
+#[derive(Debug)]
+pub struct Shared {
+    pub(crate) cluster_id: u64,
+    pub(crate) member_id: u64,
+    /// The newest durable state.
+    pub(crate) published: ArcSwap<Store>,
+    /// Its history, for watchers.
+    pub(crate) log: RwLock<EventLog>,
+    pub(crate) watchers: Arc<Registry>,
+    /// Revision up to which all watchers concerned were marked.
+    marked: AtomicI64,
+    pub(crate) leases: Mutex<LeaseClock>,
+    /// Fires after leases were revoked.
+    pub(crate) revoked: Notify,
+    /// Why nothing can be written any more.
+    pub(crate) failure: RwLock<Option<Arc<str>>>,
+    /// Whether the committer has something to look at although nobody writes.
+    pub(crate) wants_tick: AtomicBool,
+    closed: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(cluster_id: u64, member_id: u64, store: Store, log: EventLog) -> Self {
+        Self {
+            cluster_id,
+            member_id,
+            marked: AtomicI64::new(store.revision()),
+            published: ArcSwap::from_pointee(store),
+            log: RwLock::new(log),
+            watchers: Arc::default(),
+            leases: Mutex::default(),
+            revoked: Notify::new(),
+            failure: RwLock::default(),
+            wants_tick: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// A full header with this revision.
+    pub(crate) fn header(&self, revision: i64) -> pb::ResponseHeader {
+        pb::ResponseHeader {
+            cluster_id: self.cluster_id,
+            member_id: self.member_id,
+            revision,
+            raft_term: RAFT_TERM,
+        }
+    }
+
+    /// A full header with the newest revision.
+    pub(crate) fn current_header(&self) -> pb::ResponseHeader {
+        self.header(self.published.load().revision())
+    }
+
+    /// Completes a header that carries a revision only.
+    pub(crate) fn fill(&self, header: &mut Option<pb::ResponseHeader>) {
+        let revision = header.as_ref().map_or(0, |header| header.revision);
+        *header = Some(self.header(revision));
+    }
+
+    pub(crate) fn marked_revision(&self) -> i64 {
+        self.marked.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_marked_revision(&self, revision: i64) {
+        self.marked.store(revision, Ordering::Release);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Ends watchers and everybody who waits.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.watchers.wake_all();
+        self.revoked.notify_waiters();
+    }
+}

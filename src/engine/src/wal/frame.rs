@@ -1,0 +1,82 @@
+//! One record in a segment: 24 bytes of header, the payload, zeros up to a multiple of eight.
+//!
+//! Header: magic (4), payload length (4), sequence number (8), CRC-32 (4), zero (4), all little-endian. The checksum
+//! covers the segment's salt, length, sequence number and payload.
+
+/// Bytes before the payload.
+pub const HEADER_BYTES: usize = 24;
+/// Frames start at multiples of this.
+pub const ALIGN_BYTES: usize = 8;
+
+const MAGIC: u32 = 0x5345_5452;
+
+fn checksum(salt: u64, len: u32, sequence: u64, payload: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&salt.to_le_bytes());
+    hasher.update(&len.to_le_bytes());
+    hasher.update(&sequence.to_le_bytes());
+    hasher.update(payload);
+    hasher.finalize()
+}
+
+/// Empties the buffer and leaves room for the header; the payload is appended by the caller.
+pub fn begin(buffer: &mut Vec<u8>) {
+    buffer.clear();
+    buffer.resize(HEADER_BYTES, 0);
+}
+
+/// Whether anything was appended since [`begin`].
+pub fn has_payload(buffer: &[u8]) -> bool {
+    buffer.len() > HEADER_BYTES
+}
+
+/// Fills the header in and pads the end. None if the payload is longer than the format can say.
+pub fn seal(buffer: &mut Vec<u8>, salt: u64, sequence: u64) -> Option<()> {
+    let len = u32::try_from(buffer.len() - HEADER_BYTES).ok()?;
+    let crc = checksum(salt, len, sequence, &buffer[HEADER_BYTES..]);
+    buffer[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+    buffer[4..8].copy_from_slice(&len.to_le_bytes());
+    buffer[8..16].copy_from_slice(&sequence.to_le_bytes());
+    buffer[16..20].copy_from_slice(&crc.to_le_bytes());
+    buffer.resize(buffer.len().next_multiple_of(ALIGN_BYTES), 0);
+    Some(())
+}
+
+/// A frame that was read and whose checksum is right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    /// Its sequence number.
+    pub sequence: u64,
+    /// Where the payload starts in the file.
+    pub payload_start: usize,
+    /// Length of the payload.
+    pub payload_len: usize,
+    /// Where the next frame starts.
+    pub end: usize,
+}
+
+/// Reads the frame at `offset`, or None if there is no intact one.
+pub fn read(file: &[u8], offset: usize, salt: u64) -> Option<Frame> {
+    let header = file.get(offset..offset.checked_add(HEADER_BYTES)?)?;
+    let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    if word(0) != MAGIC {
+        return None;
+    }
+    let len = word(4);
+    let sequence = u64::from(word(8)) | u64::from(word(12)) << 32;
+    let payload_start = offset + HEADER_BYTES;
+    let payload_len = len as usize;
+    let payload = file.get(payload_start..payload_start.checked_add(payload_len)?)?;
+    if checksum(salt, len, sequence, payload) != word(16) {
+        return None;
+    }
+    let end = (payload_start + payload_len).next_multiple_of(ALIGN_BYTES);
+    Some(Frame { sequence, payload_start, payload_len, end })
+}
+
+/// Whether an intact frame starts anywhere at or after `offset`.
+pub fn any_after(file: &[u8], offset: usize, salt: u64) -> bool {
+    (offset.next_multiple_of(ALIGN_BYTES)..file.len())
+        .step_by(ALIGN_BYTES)
+        .any(|at| read(file, at, salt).is_some())
+}

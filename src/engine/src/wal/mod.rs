@@ -1,0 +1,91 @@
+//! The write-ahead log: preallocated segment files of checksummed, numbered records.
+//!
+//! A segment is `wal-<first sequence number, 16 hex digits>.log`: a header block of 4 KiB, then frames. It is filled
+//! with zeros (or is an old segment used again) before it becomes part of the log, so that a record overwrites
+//! allocated blocks and `fdatasync` has no metadata to write. Each segment has a random salt that goes into the
+//! checksum of its frames, so frames left over from an earlier use never count.
+//!
+//! # Guarantees
+//! - A record is there after a crash if [`Wal::append`] returned; it may be there if `append` failed.
+//! - Opening tells a torn last record, which is dropped, from damage before intact records, which is an error that
+//!   names file and offset.
+
+mod frame;
+mod reader;
+mod segment;
+
+mod writer;
+
+pub use reader::{Recovered, recover};
+pub use segment::sync_dir;
+pub use writer::{AppendError, Wal};
+
+use std::{io, path::PathBuf, sync::Arc};
+
+/// Version of the segment format; a newer one is refused.
+pub const FORMAT: u32 = 1;
+
+/// A place where the log touches the disk, for fault injection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IoStep {
+    /// A new segment is made or taken into use.
+    Roll,
+    /// A record is written.
+    Write,
+    /// Written records are synced.
+    Sync,
+}
+
+/// Called before each step; an error it returns is treated as the disk's.
+pub type IoHook = Arc<dyn Fn(IoStep) -> io::Result<()> + Send + Sync>;
+
+/// What is wrong with a log file.
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    /// The operating system failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// Intact records follow a damaged one, or records are missing.
+    #[error("{} is damaged at byte {offset}: {reason}; restore the data directory from a copy", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+        /// What is wrong there.
+        reason: &'static str,
+    },
+    /// The file was written by a newer program.
+    #[error("{} has format {found}, this program knows up to {FORMAT}; use a newer program", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// The file belongs to other data.
+    #[error("{} belongs to cluster {found:016x}, not {expected:016x}", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// The cluster id in the file.
+        found: u64,
+        /// The cluster id of the directory.
+        expected: u64,
+    },
+}
+
+impl WalError {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| WalError::Io { action, path, source }
+    }
+}

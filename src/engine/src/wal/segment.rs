@@ -1,0 +1,124 @@
+//! Segment files: names, header block, preallocation.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use super::{FORMAT, WalError};
+use crate::codec::{Decoder, Encoder};
+
+/// The header block, so that frames start at a page.
+pub const HEADER_BYTES: usize = 4096;
+
+const MAGIC: &[u8; 8] = b"SETCDWAL";
+const CHECKED_BYTES: usize = 8 + 4 + 8 + 8 + 8;
+
+/// What a segment says about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// The cluster the records belong to.
+    pub cluster_id: u64,
+    /// Sequence number of the first frame.
+    pub first_sequence: u64,
+    /// Goes into the checksum of each frame.
+    pub salt: u64,
+}
+
+impl Header {
+    /// The whole header block.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(HEADER_BYTES);
+        out.put_raw(MAGIC);
+        out.put_u32(FORMAT);
+        out.put_u64(self.cluster_id);
+        out.put_u64(self.first_sequence);
+        out.put_u64(self.salt);
+        let crc = crc32fast::hash(&out);
+        out.put_u32(crc);
+        out.resize(HEADER_BYTES, 0);
+        out
+    }
+
+    /// Reads the header block of the file at `path`.
+    pub fn decode(file: &[u8], path: &Path) -> Result<Self, WalError> {
+        let corrupt = |reason| WalError::Corrupt { path: path.to_owned(), offset: 0, reason };
+        let read = || -> Result<(u32, Self, u32), crate::codec::Malformed> {
+            let mut input = Decoder::new(file);
+            input.raw(MAGIC.len())?;
+            let format = input.u32()?;
+            let header = Self { cluster_id: input.u64()?, first_sequence: input.u64()?, salt: input.u64()? };
+            Ok((format, header, input.u32()?))
+        };
+        if !file.starts_with(MAGIC) {
+            return Err(corrupt("this is no log segment"));
+        }
+        let (format, header, crc) = read().map_err(|_| corrupt("the header is too short"))?;
+        if format > FORMAT {
+            return Err(WalError::Newer { path: path.to_owned(), found: format });
+        }
+        if crc != crc32fast::hash(&file[..CHECKED_BYTES]) {
+            return Err(corrupt("the header's checksum is wrong"));
+        }
+        Ok(header)
+    }
+}
+
+/// The path of the segment that starts with a sequence number.
+pub fn path(dir: &Path, first_sequence: u64) -> PathBuf {
+    dir.join(format!("wal-{first_sequence:016x}.log"))
+}
+
+/// All segments of a directory by ascending first sequence number, as their names say.
+pub fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, WalError> {
+    let entries = std::fs::read_dir(dir).map_err(WalError::io("list", dir))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(WalError::io("list", dir))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let number = name.strip_prefix("wal-").and_then(|rest| rest.strip_suffix(".log"));
+        if let Some(first) = number.and_then(|digits| u64::from_str_radix(digits, 16).ok()) {
+            found.push((first, path));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Makes a file of `bytes` zeros, synced, that can become a segment.
+pub fn preallocate(path: &Path, bytes: u64) -> Result<(), WalError> {
+    let fill = || -> io::Result<()> {
+        let mut file = File::create(path)?;
+        let zeros = vec![0u8; 1 << 20];
+        let mut left = bytes;
+        while left > 0 {
+            let chunk = left.min(zeros.len() as u64);
+            file.write_all(&zeros[..chunk as usize])?;
+            left -= chunk;
+        }
+        file.sync_all()
+    };
+    fill().map_err(|error| {
+        // A half-made file would only take space.
+        let _ = std::fs::remove_file(path);
+        WalError::io("preallocate", path)(error)
+    })
+}
+
+/// Turns a preallocated or used file into the segment with this header: durable, name included, when it returns.
+pub fn take_into_use(dir: &Path, spare: &Path, header: Header) -> Result<(File, PathBuf), WalError> {
+    let file = OpenOptions::new().read(true).write(true).open(spare).map_err(WalError::io("open", spare))?;
+    file.write_all_at(&header.encode(), 0).map_err(WalError::io("write", spare))?;
+    file.sync_data().map_err(WalError::io("sync", spare))?;
+    let path = path(dir, header.first_sequence);
+    std::fs::rename(spare, &path).map_err(WalError::io("rename", spare))?;
+    sync_dir(dir)?;
+    Ok((file, path))
+}
+
+/// Makes names in a directory durable.
+pub fn sync_dir(dir: &Path) -> Result<(), WalError> {
+    File::open(dir).and_then(|handle| handle.sync_all()).map_err(WalError::io("sync", dir))
+}

@@ -1,0 +1,242 @@
+//! Appending to the log, by one thread.
+
+use std::{
+    collections::VecDeque,
+    fs::{File, OpenOptions},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    thread::JoinHandle,
+};
+
+use super::{
+    IoHook, IoStep, Recovered, WalError, frame,
+    segment::{self, Header},
+};
+
+/// Old segments that are kept for use again.
+const SPARES_MAX: usize = 2;
+
+/// How an append failed.
+#[derive(Debug)]
+pub enum AppendError {
+    /// Nothing was written: no space for a new segment, for instance. The log is as it was; try again later.
+    Untouched(WalError),
+    /// The record may or may not be there after a restart. Nothing may be appended any more.
+    Unknown(WalError),
+}
+
+/// The open log.
+pub struct Wal {
+    dir: PathBuf,
+    cluster_id: u64,
+    segment_bytes: u64,
+    hook: Option<IoHook>,
+    /// First sequence numbers and paths, the current segment last.
+    segments: VecDeque<(u64, PathBuf)>,
+    current: Option<Current>,
+    next_sequence: u64,
+    spares: Vec<PathBuf>,
+    spare_number: u64,
+    preparing: Option<JoinHandle<Result<PathBuf, WalError>>>,
+}
+
+struct Current {
+    file: File,
+    path: PathBuf,
+    salt: u64,
+    offset: u64,
+    capacity: u64,
+    is_empty: bool,
+}
+
+impl Wal {
+    /// Goes on where recovery ended.
+    pub fn open(
+        dir: &Path,
+        cluster_id: u64,
+        segment_bytes: u64,
+        recovered: Recovered,
+        hook: Option<IoHook>,
+    ) -> Result<Self, WalError> {
+        remove_spares(dir)?;
+        let mut wal = Self {
+            dir: dir.to_owned(),
+            cluster_id,
+            segment_bytes: segment_bytes.max(2 * segment::HEADER_BYTES as u64),
+            hook,
+            segments: recovered.segments.into(),
+            current: None,
+            next_sequence: recovered.next_sequence,
+            spares: Vec::new(),
+            spare_number: 0,
+            preparing: None,
+        };
+        if let Some((first_sequence, path)) = wal.segments.back() {
+            let file =
+                OpenOptions::new().read(true).write(true).open(path).map_err(WalError::io("open", path))?;
+            let mut block = vec![0; segment::HEADER_BYTES];
+            file.read_exact_at(&mut block, 0).map_err(WalError::io("read", path))?;
+            let capacity = file.metadata().map_err(WalError::io("inspect", path))?.len();
+            let salt = Header::decode(&block, path)?.salt;
+            let is_empty = *first_sequence == wal.next_sequence;
+            wal.current = Some(Current {
+                file,
+                path: path.clone(),
+                salt,
+                offset: recovered.tail_offset,
+                capacity,
+                is_empty,
+            });
+        } else {
+            wal.roll()?;
+        }
+        Ok(wal)
+    }
+
+    /// The sequence number of the newest record, 0 when there never was one.
+    pub fn last_sequence(&self) -> u64 {
+        self.next_sequence - 1
+    }
+
+    /// The file that is written now.
+    pub fn current_path(&self) -> &Path {
+        self.current.as_ref().map_or(&self.dir, |current| &current.path)
+    }
+
+    /// Empties a buffer for a record; the caller appends the payload.
+    pub fn begin(buffer: &mut Vec<u8>) {
+        frame::begin(buffer);
+    }
+
+    /// Whether the buffer has a payload.
+    pub fn has_payload(buffer: &[u8]) -> bool {
+        frame::has_payload(buffer)
+    }
+
+    /// Writes one record and syncs it. Returns the bytes written.
+    pub fn append(&mut self, buffer: &mut Vec<u8>) -> Result<u64, AppendError> {
+        let frame_bytes = (buffer.len() as u64).next_multiple_of(frame::ALIGN_BYTES as u64);
+        let fits = self
+            .current
+            .as_ref()
+            .is_some_and(|current| current.is_empty || current.offset + frame_bytes <= current.capacity);
+        if !fits {
+            self.roll().map_err(AppendError::Untouched)?;
+        }
+        let Some(current) = self.current.as_mut() else {
+            return Err(AppendError::Untouched(WalError::Corrupt {
+                path: self.dir.clone(),
+                offset: 0,
+                reason: "no segment is open",
+            }));
+        };
+        if frame::seal(buffer, current.salt, self.next_sequence).is_none() {
+            return Err(AppendError::Untouched(WalError::Io {
+                action: "write a record of more than 4 GiB to",
+                path: current.path.clone(),
+                source: std::io::ErrorKind::FileTooLarge.into(),
+            }));
+        }
+        let hook = self.hook.as_ref();
+        let step = |step| hook.map_or(Ok(()), |hook| hook(step));
+        step(IoStep::Write)
+            .and_then(|()| current.file.write_all_at(buffer, current.offset))
+            .map_err(|error| AppendError::Unknown(WalError::io("write", &current.path)(error)))?;
+        step(IoStep::Sync)
+            .and_then(|()| current.file.sync_data())
+            .map_err(|error| AppendError::Unknown(WalError::io("sync", &current.path)(error)))?;
+        current.offset += frame_bytes;
+        current.is_empty = false;
+        self.next_sequence += 1;
+        Ok(frame_bytes)
+    }
+
+    /// Starts a new segment.
+    fn roll(&mut self) -> Result<(), WalError> {
+        if let Some(hook) = &self.hook {
+            hook(IoStep::Roll).map_err(WalError::io("make a segment in", &self.dir))?;
+        }
+        if let Some(preparing) = self.preparing.take() {
+            // The helper is about as fast as this thread would be, so waiting for it costs no more than doing it.
+            if let Ok(Ok(path)) = preparing.join() {
+                self.spares.push(path);
+            }
+        }
+        let spare = match self.spares.pop() {
+            Some(spare) => spare,
+            None => {
+                let path = self.next_spare_path();
+                segment::preallocate(&path, self.segment_bytes)?;
+                path
+            }
+        };
+        let header =
+            Header { cluster_id: self.cluster_id, first_sequence: self.next_sequence, salt: rand::random() };
+        let (file, path) = segment::take_into_use(&self.dir, &spare, header)?;
+        let capacity = file.metadata().map_err(WalError::io("inspect", &path))?.len();
+        self.segments.push_back((self.next_sequence, path.clone()));
+        self.current = Some(Current {
+            file,
+            path,
+            salt: header.salt,
+            offset: segment::HEADER_BYTES as u64,
+            capacity,
+            is_empty: true,
+        });
+        self.prepare_spare();
+        Ok(())
+    }
+
+    fn next_spare_path(&mut self) -> PathBuf {
+        self.spare_number += 1;
+        self.dir.join(format!("spare-{}.tmp", self.spare_number))
+    }
+
+    /// Has the next segment made in the background, so that rolling does not wait for zeros.
+    fn prepare_spare(&mut self) {
+        if !self.spares.is_empty() || self.preparing.is_some() {
+            return;
+        }
+        let (path, bytes) = (self.next_spare_path(), self.segment_bytes);
+        let work = move || segment::preallocate(&path, bytes).map(|()| path);
+        // Without a thread the segment is made when it is needed.
+        self.preparing = std::thread::Builder::new().name("engine-segment".into()).spawn(work).ok();
+    }
+
+    /// Gives up the segments whose records are all at or below `sequence`, which a checkpoint holds.
+    pub fn release(&mut self, sequence: u64) -> Result<(), WalError> {
+        while self.segments.len() > 1 && self.segments[1].0 <= sequence + 1 {
+            let Some((_, path)) = self.segments.pop_front() else { break };
+            let is_regular =
+                std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() == self.segment_bytes);
+            if is_regular && self.spares.len() < SPARES_MAX {
+                let spare = self.next_spare_path();
+                std::fs::rename(&path, &spare).map_err(WalError::io("rename", &path))?;
+                self.spares.push(spare);
+            } else {
+                std::fs::remove_file(&path).map_err(WalError::io("remove", &path))?;
+            }
+        }
+        segment::sync_dir(&self.dir)
+    }
+}
+
+impl Drop for Wal {
+    fn drop(&mut self) {
+        if let Some(preparing) = self.preparing.take() {
+            // Its result is of no use any more; the file is removed at the next start.
+            let _ = preparing.join();
+        }
+    }
+}
+
+fn remove_spares(dir: &Path) -> Result<(), WalError> {
+    for entry in std::fs::read_dir(dir).map_err(WalError::io("list", dir))? {
+        let path = entry.map_err(WalError::io("list", dir))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with("spare-") && name.ends_with(".tmp") {
+            std::fs::remove_file(&path).map_err(WalError::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}

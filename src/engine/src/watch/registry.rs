@@ -1,0 +1,158 @@
+//! Who watches what.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::mvcc::{Changes, KeyRange};
+
+/// What the committer and one watcher share.
+#[derive(Debug, Default)]
+pub struct Handle {
+    /// The first revision that the watcher has not looked at and that may concern it; 0 when it is in sync.
+    pending: AtomicI64,
+    wake: Notify,
+}
+
+impl Handle {
+    /// The first revision to look at, 0 for none.
+    pub fn pending(&self) -> i64 {
+        self.pending.load(Ordering::Acquire)
+    }
+
+    /// Says from where the watcher goes on; only the watcher itself calls this.
+    pub fn set_pending(&self, revision: i64) {
+        self.pending.store(revision, Ordering::Release);
+    }
+
+    /// Waits until [`Self::mark`] was called since the last wait.
+    pub async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    fn mark(&self, revision: i64) {
+        if self.pending.compare_exchange(0, revision, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.wake.notify_one();
+        }
+    }
+}
+
+type Group = HashMap<u64, Arc<Handle>>;
+
+/// All watchers, grouped by what they watch.
+#[derive(Debug, Default)]
+pub struct Registry {
+    inner: Mutex<Groups>,
+}
+
+#[derive(Debug, Default)]
+struct Groups {
+    next_id: u64,
+    single: HashMap<Bytes, Group>,
+    ranges: HashMap<KeyRange, Group>,
+}
+
+impl Registry {
+    /// Adds a watcher; revisions published from now on are marked.
+    pub fn register(self: &Arc<Self>, range: KeyRange) -> Registration {
+        let handle = Arc::new(Handle::default());
+        let mut groups = self.inner.lock();
+        groups.next_id += 1;
+        let id = groups.next_id;
+        let group = match &range {
+            KeyRange::One(key) => groups.single.entry(key.clone()).or_default(),
+            _ => groups.ranges.entry(range.clone()).or_default(),
+        };
+        group.insert(id, Arc::clone(&handle));
+        Registration { registry: Arc::clone(self), id, range, handle }
+    }
+
+    /// Marks the watchers that the changes of `revision` concern. Called after the changes are in the log.
+    pub fn mark(&self, revision: i64, changes: &Changes) {
+        let groups = self.inner.lock();
+        if groups.single.is_empty() && groups.ranges.is_empty() {
+            return;
+        }
+        for version in changes.as_slice() {
+            if let Some(group) = groups.single.get(&version.key) {
+                group.values().for_each(|handle| handle.mark(revision));
+            }
+        }
+        for (range, group) in &groups.ranges {
+            if changes.as_slice().iter().any(|version| range.contains(&version.key)) {
+                group.values().for_each(|handle| handle.mark(revision));
+            }
+        }
+    }
+
+    /// The oldest position at or after `floor` of watchers that are not in sync.
+    pub fn oldest_pending(&self, floor: i64) -> Option<i64> {
+        let groups = self.inner.lock();
+        groups
+            .single
+            .values()
+            .chain(groups.ranges.values())
+            .flat_map(HashMap::values)
+            .map(|handle| handle.pending())
+            .filter(|pending| *pending >= floor.max(1))
+            .min()
+    }
+
+    /// Wakes every watcher, for the end.
+    pub fn wake_all(&self) {
+        let groups = self.inner.lock();
+        groups
+            .single
+            .values()
+            .chain(groups.ranges.values())
+            .flat_map(HashMap::values)
+            .for_each(|handle| handle.wake.notify_one());
+    }
+
+    fn remove(&self, id: u64, range: &KeyRange) {
+        let mut groups = self.inner.lock();
+        match range {
+            KeyRange::One(key) => {
+                if let Some(group) = groups.single.get_mut(key) {
+                    group.remove(&id);
+                    if group.is_empty() {
+                        groups.single.remove(key);
+                    }
+                }
+            }
+            _ => {
+                if let Some(group) = groups.ranges.get_mut(range) {
+                    group.remove(&id);
+                    if group.is_empty() {
+                        groups.ranges.remove(range);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A watcher's place in the registry; dropping it takes the watcher out.
+#[derive(Debug)]
+pub struct Registration {
+    registry: Arc<Registry>,
+    id: u64,
+    /// What is watched.
+    pub range: KeyRange,
+    /// What the committer and the watcher share.
+    pub handle: Arc<Handle>,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.registry.remove(self.id, &self.range);
+    }
+}

@@ -1,0 +1,172 @@
+//! One watcher: a position in the log and what to show of it.
+
+use std::sync::Arc;
+
+use sharded_etcd_etcd_api::messages as pb;
+
+use super::registry::Registration;
+use crate::{
+    mvcc::{KeyRange, Version},
+    shared::Shared,
+};
+
+/// Revisions with events in one answer at most, as in etcd (`watchBatchMaxRevs`).
+const BATCH_REVISIONS_MAX: usize = 1000;
+/// An answer is closed after the revision that makes it this large, so that catching up stays below the 4 MiB that
+/// gRPC clients decode by default. One revision may be larger.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+/// Revisions looked at before the lock on the log is given back.
+const SCAN_REVISIONS_MAX: i64 = 2048;
+
+/// What a watch request asks for, beside range and start.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Settings {
+    /// Leave puts out.
+    pub no_put: bool,
+    /// Leave deletes out.
+    pub no_delete: bool,
+    /// Show the key before each event.
+    pub prev_kv: bool,
+}
+
+/// What a watcher has to say next.
+#[derive(Debug)]
+pub enum Batch {
+    /// Whole revisions in order, never empty. Everything up to `revision` has been delivered with it.
+    Events {
+        /// The events.
+        events: Vec<pb::Event>,
+        /// The last revision looked at.
+        revision: i64,
+    },
+    /// History that the watcher still needed is gone; it ends.
+    Compacted {
+        /// The revision of the compaction.
+        compact_revision: i64,
+    },
+}
+
+/// A registered watcher.
+#[derive(Debug)]
+pub struct Watcher {
+    shared: Arc<Shared>,
+    registration: Registration,
+    settings: Settings,
+    /// The first revision that may be delivered.
+    next: i64,
+}
+
+impl Watcher {
+    /// Watches from `start_revision`, or from the next revision if that is 0. Returns it with the revision of the
+    /// store at its creation.
+    pub fn new(shared: Arc<Shared>, range: KeyRange, start_revision: i64, settings: Settings) -> (Self, i64) {
+        // First registered, then looked at: a revision published between the two is marked and filtered by `next`.
+        let registration = shared.watchers.register(range);
+        let current = shared.published.load().revision();
+        let next = if start_revision == 0 { current + 1 } else { start_revision };
+        let watcher = Self { shared, registration, settings, next };
+        if start_revision != 0 && start_revision <= current {
+            watcher.registration.handle.set_pending(start_revision);
+        }
+        (watcher, current)
+    }
+
+    /// The revision up to which the watcher has seen everything, if it is in sync and has reached its start.
+    pub fn progress(&self) -> Option<i64> {
+        // The order matters: what is published after this load may not be marked yet.
+        let revision = self.shared.marked_revision();
+        (self.registration.handle.pending() == 0 && revision + 1 >= self.next).then_some(revision)
+    }
+
+    /// Waits for the next batch. Cancel safe. None when the engine is closed.
+    pub async fn next(&mut self) -> Option<Batch> {
+        loop {
+            if let Some(batch) = self.poll_now() {
+                return Some(batch);
+            }
+            if self.shared.is_closed() {
+                return None;
+            }
+            self.registration.handle.woken().await;
+        }
+    }
+
+    /// The next batch if there is one now.
+    pub fn poll_now(&mut self) -> Option<Batch> {
+        let handle = Arc::clone(&self.registration.handle);
+        loop {
+            let pending = handle.pending();
+            if pending == 0 {
+                return None;
+            }
+            let from = pending.max(self.next);
+            let mut scan = match self.scan(from) {
+                Ok(scan) => scan,
+                Err(compact_revision) => return Some(Batch::Compacted { compact_revision }),
+            };
+            self.next = self.next.max(scan.next);
+            if scan.reached_end {
+                handle.set_pending(0);
+                // A revision that came between the scan and this found the watcher pending and did not mark it.
+                if self.shared.log.read().last_revision() >= scan.next {
+                    handle.set_pending(scan.next);
+                }
+            } else {
+                handle.set_pending(scan.next);
+            }
+            if !scan.events.is_empty() {
+                let events = scan.events.drain(..).map(|version| self.event(&version)).collect();
+                return Some(Batch::Events { events, revision: scan.next - 1 });
+            }
+        }
+    }
+
+    /// Collects what concerns this watcher from `from` on; the compaction's revision if that is gone.
+    fn scan(&self, from: i64) -> Result<Scan, i64> {
+        let log = self.shared.log.read();
+        if from < log.first_revision() {
+            return Err(self.shared.published.load().compact_revision());
+        }
+        let last = log.last_revision().min(from.saturating_add(SCAN_REVISIONS_MAX));
+        let mut scan = Scan { events: Vec::new(), next: from, reached_end: false };
+        let (mut revisions, mut bytes) = (0, 0);
+        while scan.next <= last && revisions < BATCH_REVISIONS_MAX && bytes < BATCH_BYTES_MAX {
+            let Some(changes) = log.get(scan.next) else { break };
+            let before = scan.events.len();
+            for version in changes.as_slice() {
+                let filtered = if version.is_live() { self.settings.no_put } else { self.settings.no_delete };
+                if !filtered && self.registration.range.contains(&version.key) {
+                    bytes += version.key.len() + version.value.len() + EVENT_OVERHEAD_BYTES;
+                    scan.events.push(Arc::clone(version));
+                }
+            }
+            revisions += usize::from(scan.events.len() > before);
+            scan.next += 1;
+        }
+        scan.reached_end = scan.next > log.last_revision();
+        Ok(scan)
+    }
+
+    fn event(&self, version: &Arc<Version>) -> pb::Event {
+        let kind = if version.is_live() { pb::EventType::Put } else { pb::EventType::Delete };
+        let is_create = version.create_revision == version.mod_revision;
+        let prev_kv = if self.settings.prev_kv && !is_create { previous_key_value(version) } else { None };
+        pb::Event { r#type: kind as i32, kv: Some(version.to_key_value()), prev_kv }
+    }
+}
+
+/// What one event weighs in an answer beside its key and value, about.
+const EVENT_OVERHEAD_BYTES: usize = 48;
+
+struct Scan {
+    events: Vec<Arc<Version>>,
+    /// The first revision that was not looked at.
+    next: i64,
+    reached_end: bool,
+}
+
+/// The key one revision before the event, as etcd reads it: what the same revision did before does not count.
+fn previous_key_value(version: &Version) -> Option<pb::KeyValue> {
+    let before = version.previous()?.at(version.mod_revision - 1)?;
+    before.is_live().then(|| before.to_key_value())
+}
