@@ -83,10 +83,13 @@ build_kube() {
 
 build_workload() { compile "$here/../workload" workload .; }
 
-# What a target's programs are made from, as one line.
+# What a target's programs are made from.
 stamp_of() {
     case $1 in
-    etcd) echo "$(cat "$here/go.mod" "$here/go.sum" | sha256sum)" $(for name in $(programs_of etcd); do installed "$name" || true; done) ;;
+    etcd)
+        cat "$here/go.mod" "$here/go.sum" | sha256sum
+        for name in $(programs_of etcd); do installed "$name" || true; done
+        ;;
     bench | kube) cat "$here/$1/go.mod" "$here/$1/go.sum" | sha256sum ;;
     workload) sources "$here/../workload" ;;
     esac
