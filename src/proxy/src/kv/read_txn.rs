@@ -91,10 +91,10 @@ impl Kv {
     }
 }
 
-/// etcd runs a read-only transaction serializably if all of its ranges are (v3_server.go, `isTxnSerializable`).
+/// etcd runs a read-only transaction serializably if all of its operations are serializable ranges (v3_server.go). One
+/// without operations is linearizable here: its compares are all that it is for.
 fn all_serializable(txn: &pb::TxnRequest) -> bool {
-    txn.success.iter().chain(&txn.failure).all(|op| match &op.request {
-        Some(pb::Request::RequestRange(range)) => range.serializable,
-        _ => false,
-    })
+    let mut ops = txn.success.iter().chain(&txn.failure).peekable();
+    ops.peek().is_some()
+        && ops.all(|op| matches!(&op.request, Some(pb::Request::RequestRange(range)) if range.serializable))
 }

@@ -6,3 +6,8 @@ pub mod kv;
 pub mod lease;
 pub mod maintenance;
 pub mod watch;
+
+/// The version that clients see: kube-apiserver asks for at least 3.5.13 for consistent reads from its cache.
+pub const ETCD_VERSION: &str = "3.7.3";
+/// The cluster version that goes with it.
+pub const CLUSTER_VERSION: &str = "3.7.0";

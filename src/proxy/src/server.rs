@@ -1,0 +1,176 @@
+//! A whole proxy: its parts, wired, behind one listener.
+
+use std::{sync::Arc, time::Duration};
+
+use sharded_etcd_core::keyspace::ShardIx;
+use sharded_etcd_etcd_api::etcdserverpb::{
+    auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
+    maintenance_server::MaintenanceServer, watch_server::WatchServer,
+};
+use sharded_etcd_line::{Line, Shards};
+use sharded_etcd_shard::ShardError;
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{
+    service::Routes,
+    transport::{Server, server::TcpIncoming},
+};
+
+use crate::{
+    context::{Context, Identity, Limits},
+    http,
+    hub::Hub,
+    kv::Kv,
+    lease::Leases,
+    metrics::Metrics,
+    register::Registration,
+    services::{
+        auth::AuthService, cluster::ClusterService, kv::KvService, lease::LeaseService, maintenance::MaintenanceService,
+        watch::WatchService,
+    },
+};
+
+/// What gRPC adds to a request at most; a larger one is refused before it is read, as etcd does (embed: 512 KiB).
+const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
+/// How long requests under way may take after the listener stopped; streams are ended at once.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// What a proxy is made of.
+pub struct ProxyOptions {
+    /// The revision line.
+    pub line: Arc<Line>,
+    /// Checked connections to the shards, shared with the shard manager of the same process.
+    pub shards: Arc<Shards>,
+    /// Its name, unique in the topology.
+    pub name: String,
+    /// What clients are told to dial.
+    pub client_urls: Vec<String>,
+    /// Limits.
+    pub limits: Limits,
+}
+
+/// Why a proxy could not start or serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// Meta does not answer.
+    #[error("meta cannot be reached")]
+    Meta(#[source] ShardError),
+    /// The listener failed.
+    #[error("the client port failed")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+/// A running proxy.
+pub struct Proxy {
+    ctx: Arc<Context>,
+    kv: Arc<Kv>,
+    hub: Arc<Hub>,
+    leases: Arc<Leases>,
+    registration: Arc<Registration>,
+}
+
+impl Proxy {
+    /// Starts the parts and registers the proxy in meta.
+    ///
+    /// # Errors
+    /// If meta does not answer.
+    pub async fn start(options: ProxyOptions) -> Result<Arc<Self>, ProxyError> {
+        let status = options.line.meta().status().await.map_err(ProxyError::Meta)?;
+        let ctx = Arc::new(Context {
+            line: options.line,
+            shards: options.shards,
+            identity: Identity::new(options.name, options.client_urls),
+            limits: options.limits,
+            metrics: Arc::new(Metrics::new()),
+            shutdown: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            raft_term: status.raft_term,
+        });
+        let leases = Leases::start(Arc::clone(&ctx));
+        let hub = Hub::start(Arc::clone(&ctx));
+        let passed = Arc::clone(&hub);
+        let registration = Registration::start(Arc::clone(&ctx), move || passed.passed());
+        let kv = Kv::start(Arc::clone(&ctx), Arc::clone(&leases) as Arc<_>);
+        Ok(Arc::new(Self { ctx, kv, hub, leases, registration }))
+    }
+
+    /// Shared parts, for example the metrics.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.ctx
+    }
+
+    /// The names of the shards that clients' keys are on now.
+    pub fn shard_names(&self) -> Vec<String> {
+        let cut = self.ctx.line.cut();
+        (0..cut.names.len())
+            .filter(|&i| !cut.left[i])
+            .map(|i| cut.name(ShardIx(i as u32)).to_owned())
+            .collect()
+    }
+
+    /// Serves until `shutdown`, then ends streams, lets requests under way finish for a bounded time, and leaves.
+    ///
+    /// # Errors
+    /// If the listener fails.
+    pub async fn serve(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        extra: Routes,
+        shutdown: CancellationToken,
+    ) -> Result<(), ProxyError> {
+        let ctx = &self.ctx;
+        let decode_max = ctx.limits.request_bytes_max + GRPC_OVERHEAD_BYTES;
+        let c = || Arc::clone(ctx);
+        let kv = KvServer::new(KvService::new(c(), Arc::clone(&self.kv))).max_decoding_message_size(decode_max);
+        let watch = WatchServer::new(WatchService::new(c(), Arc::clone(&self.hub)));
+        let lease = LeaseServer::new(LeaseService::new(c(), Arc::clone(&self.leases)));
+        let cluster = ClusterServer::new(ClusterService::new(c(), Arc::clone(&self.registration)));
+        let maintenance = MaintenanceServer::new(MaintenanceService::new(c(), Arc::clone(&self.registration)));
+        let auth = AuthServer::new(AuthService::new(c()));
+        let router = extra
+            .add_service(kv)
+            .add_service(watch)
+            .add_service(lease)
+            .add_service(cluster)
+            .add_service(maintenance)
+            .add_service(auth)
+            .prepare()
+            .into_axum_router()
+            .merge(http::router(c()));
+        // Watches and keep-alive streams see the proxy's own shutdown and end; else the server would wait for them.
+        let stop = {
+            let (ctx, shutdown) = (c(), shutdown.clone());
+            async move {
+                shutdown.cancelled().await;
+                ctx.shutdown.cancel();
+            }
+        };
+        let serving = Server::builder()
+            .accept_http1(true)
+            .max_concurrent_streams(Some(u32::MAX >> 1))
+            .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(8 << 20)
+            .add_routes(Routes::from(router))
+            .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop);
+        let mut serving = std::pin::pin!(serving);
+        let result = tokio::select! {
+            result = &mut serving => result,
+            () = async {
+                shutdown.cancelled().await;
+                tokio::time::sleep(DRAIN_MAX).await;
+            } => Ok(()),
+        };
+        self.stop().await;
+        result.map_err(ProxyError::Serve)
+    }
+
+    /// Ends the background work: the registration goes, so that other proxies no longer name this one.
+    pub async fn stop(&self) {
+        self.ctx.shutdown.cancel();
+        self.ctx.tasks.close();
+        if tokio::time::timeout(DRAIN_MAX, self.ctx.tasks.wait()).await.is_err() {
+            tracing::warn!("background work of the proxy did not end in time");
+        }
+    }
+}
