@@ -50,6 +50,11 @@ test-go:
 	  (cd $$module && $(GO) test ./...) || exit 1; \
 	done
 
+.PHONY: test-kube
+test-kube: ## the tests that need a kube-apiserver (test targets named kube_*); builds it the first time, about 10 minutes
+	@e2e/tools/build.sh etcd kube workload
+	$(CARGO) test --locked --workspace --profile $(PROFILE) --test 'kube_*' -- --include-ignored
+
 .PHONY: tools
 tools: ## etcd, etcdctl and the Go workload, unless this machine has them
 	@e2e/tools/build.sh etcd workload

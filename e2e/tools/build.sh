@@ -5,7 +5,7 @@
 #
 #   etcd      etcd, etcdctl, etcdutl; those on PATH are linked instead when they are of the same minor release
 #   bench     benchmark, etcd's own load generator
-#   kube      kube-apiserver, kubectl
+#   kube      kube-apiserver, kubectl, generate_cert (Go's own, for the keys that an API server must be given)
 #   workload  this project's Go client workload, from e2e/workload
 #
 # Prints the directory that holds them, and nothing else, on stdout. That is $SHARDED_ETCD_TOOLS_DIR, or
@@ -79,6 +79,7 @@ build_kube() {
         compile "$here/kube" "$name" "k8s.io/kubernetes/cmd/$name" \
             "-X $v.gitVersion=v$version -X $v.gitMajor=1 -X $v.gitMinor=${minor%%.*} -X $v.gitTreeState=clean"
     done
+    compile "$here/kube" generate_cert "$("$(find_go)" env GOROOT)/src/crypto/tls/generate_cert.go"
 }
 
 build_workload() { compile "$here/../workload" workload .; }
@@ -98,7 +99,7 @@ programs_of() {
     case $1 in
     etcd) echo etcd etcdctl etcdutl ;;
     bench) echo benchmark ;;
-    kube) echo kube-apiserver kubectl ;;
+    kube) echo kube-apiserver kubectl generate_cert ;;
     workload) echo workload ;;
     esac
 }
