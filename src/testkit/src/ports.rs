@@ -33,7 +33,9 @@ pub fn free_port() -> Result<u16> {
     // Processes start at different places, so that they rarely meet.
     let taken = taken
         .get_or_insert_with(|| Taken { locks: Vec::new(), next: (std::process::id() % 340) as u16 * 50 });
-    let directory = std::env::temp_dir().join("sharded-etcd-test-ports");
+    // One folder a user, as nobody can lock the files of another.
+    let user = rustix::process::getuid().as_raw();
+    let directory = std::env::temp_dir().join(format!("sharded-etcd-test-ports-{user}"));
     std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     for _ in 0..COUNT {
         let port = FIRST + taken.next;

@@ -118,6 +118,10 @@ impl Shared {
     ///
     /// Why the last member could not be connected to, if none could.
     async fn connected(&self, turn: usize) -> Result<(&Member, Sender), String> {
+        if let [member] = self.members.as_slice() {
+            let sender = member.connections[turn % member.connections.len()].open().await?;
+            return Ok((member, sender));
+        }
         let count = self.members.len();
         let in_turn = (0..count).map(|step| &self.members[(turn + step) % count]);
         let (suspended, answering): (Vec<_>, Vec<_>) = in_turn.partition(|member| member.is_suspended());
@@ -127,8 +131,7 @@ impl Shared {
             let connection = connection(member);
             match connection.live() {
                 Some(sender) => return Ok((member, sender)),
-                None if count > 1 => connection.open_beside(),
-                None => {}
+                None => connection.open_beside(),
             }
         }
         let mut refusal = String::new();
