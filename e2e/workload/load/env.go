@@ -59,7 +59,7 @@ type env struct {
 
 type stats struct {
 	acked, ambiguous, resolved, refused, guardFailed atomic.Int64
-	reads, lists                                     atomic.Int64
+	reads, lists, readKVs                            atomic.Int64
 	locks, guarded, fencedOff, campaigns, observed   atomic.Int64
 	crossRefused, crossDone                          atomic.Int64
 	leasesGranted, leasesLost, leasesDropped         atomic.Int64
@@ -223,4 +223,5 @@ func (e *env) addRead(kind string, r check.Range, resp *clientv3.GetResponse, re
 		e.saw(resp.Header.Revision)
 	}
 	e.stats.reads.Add(1)
+	e.stats.readKVs.Add(int64(len(resp.Kvs)))
 }

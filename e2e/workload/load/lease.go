@@ -196,7 +196,7 @@ func (l *leaser) keepStream(ctx context.Context, x *lease, finish <-chan struct{
 	// Looking waits for the server; it must not keep answers from being
 	// noted at the time at which they come.
 	looked := make(chan bool, 1)
-	looking := false
+	looking, silent := false, false
 	defer func() {
 		if looking {
 			<-looked
@@ -215,6 +215,7 @@ func (l *leaser) keepStream(ctx context.Context, x *lease, finish <-chan struct{
 			l.stats.keepalives.Add(1)
 			l.led.That(a.TTL > 0, chkLeaseKept, "%s (%x): a keepalive was answered with TTL %d", x.log.Name, x.log.ID, a.TTL)
 		case <-tick.C:
+			l.notSilent(x, &silent)
 			if !looking {
 				looking = true
 				go func() { looked <- l.look(x) }()
@@ -226,6 +227,19 @@ func (l *leaser) keepStream(ctx context.Context, x *lease, finish <-chan struct{
 			}
 		}
 	}
+}
+
+// notSilent reports, once, a keepalive stream without an answer for a whole
+// TTL: clientv3 waits longer for a first answer, but the lease does not.
+func (l *leaser) notSilent(x *lease, reported *bool) {
+	now := l.rec.Now()
+	last := x.log.Renewals[len(x.log.Renewals)-1]
+	if *reported || now-last.Answered <= x.log.TTL {
+		return
+	}
+	*reported = true
+	excused := l.cfg.Tolerate && l.outages.during(last.Answered, now)
+	l.led.That(excused, chkLeaseKept, "%s (%x): no keepalive answered for %v, TTL %v", x.log.Name, x.log.ID, now-last.Answered, x.log.TTL)
 }
 
 func (l *leaser) keepOnce(x *lease, finish <-chan struct{}) (lost bool) {

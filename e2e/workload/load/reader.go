@@ -80,7 +80,7 @@ func (r *reader) read(kind, start, end string, rev int64, floor int64, set func(
 func (r *reader) old() {
 	rev := max(r.floor.Load()-r.rnd.Int64N(historyBack), r.baseRev)
 	key, end := r.keys(), ""
-	if r.rnd.IntN(4) == 0 {
+	if r.rnd.IntN(4) == 0 && r.stats.readKVs.Load() < maxReadKVs {
 		key = r.prefix()
 		end = clientv3.GetPrefixRangeEnd(key)
 	}
@@ -175,9 +175,10 @@ func (r *reader) future() {
 func (r *reader) list() {
 	prefix := r.prefix()
 	end := clientv3.GetPrefixRangeEnd(prefix)
-	if r.stats.lists.Add(1)*int64(r.cfg.KeysPerDir*r.cfg.Writers*3) > maxReadKVs {
+	if r.stats.readKVs.Load() > maxReadKVs {
 		return
 	}
+	r.stats.lists.Add(1)
 	floor := r.floor.Load()
 	if r.rnd.IntN(2) == 0 {
 		if _, err := r.read("list", prefix, end, 0, floor, nil); err != nil {
