@@ -509,7 +509,8 @@ impl Committer {
         }
         // A watcher that is only a moment behind shall find what it was woken for.
         let floor = self.store.revision().saturating_sub(WATCHER_GRACE_REVISIONS);
-        let held = self.shared.watchers.oldest_pending(floor).unwrap_or(i64::MAX);
+        // One less than what it reads next, whose predecessors may be asked for as `prev_kv`.
+        let held = self.shared.watchers.oldest_pending(floor).map_or(i64::MAX, |pending| pending - 1);
         let target = compacted.min(held);
         (target > self.collected && target > self.shared.log.read().first_revision().saturating_sub(1))
             .then_some(target)

@@ -232,9 +232,13 @@ impl Engine {
     /// Refuses an answer that was read at an old revision while compaction took that history away.
     ///
     /// Compaction publishes its revision before it cuts anything off, so a reader that met a cut sees it here.
+    /// At the snapshot's own newest revision no history is read, so that is always there.
     fn check_still_there(&self, store: &Store, revision: i64) -> Result<()> {
-        let read = if revision <= 0 { store.revision() } else { revision };
-        if read < self.shared.published.load().compact_revision() { Err(errors::compacted()) } else { Ok(()) }
+        let is_old = 0 < revision && revision < store.revision();
+        if is_old && revision < self.shared.published.load().compact_revision() {
+            return Err(errors::compacted());
+        }
+        Ok(())
     }
 
     pub(crate) async fn keep_alive(&self, id: i64) -> Result<pb::LeaseKeepAliveResponse> {

@@ -18,6 +18,8 @@
 
 pub mod check;
 pub mod checkpoint;
+#[cfg(test)]
+mod checkpoint_tests;
 pub mod codec;
 mod committer;
 mod config;

@@ -10,6 +10,9 @@ mod store;
 mod version;
 mod write;
 
+#[cfg(test)]
+mod model_tests;
+
 pub use events::{Changes, EventLog};
 pub use key_range::KeyRange;
 pub use store::{Alarm, Lease, Restore, Store};

@@ -16,6 +16,9 @@ mod segment;
 
 mod writer;
 
+#[cfg(test)]
+mod tests;
+
 pub use reader::{Recovered, recover};
 pub use segment::sync_dir;
 pub use writer::{AppendError, Wal};

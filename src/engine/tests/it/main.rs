@@ -1,0 +1,8 @@
+//! The engine through its public port.
+#![allow(clippy::unwrap_used)]
+
+mod durability;
+mod kv;
+mod lease;
+mod support;
+mod watch;
