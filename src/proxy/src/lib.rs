@@ -4,8 +4,12 @@
 //! once. The protocol is in docs/consistency.md.
 
 pub mod context;
+pub mod http;
 pub mod hub;
 pub mod kv;
 pub mod lease;
 pub mod metrics;
+mod server;
 pub mod services;
+
+pub use server::{Proxy, ProxyError, ProxyOptions};
