@@ -2,8 +2,98 @@
 
 mod cli;
 mod files;
+mod host;
+mod listen;
+mod logs;
+mod plan;
+mod proxy;
+mod query;
+mod routed;
 mod routing;
+mod signals;
+mod status;
+mod table;
 mod up;
 mod version;
+mod watched_file;
 
-fn main() {}
+use std::{io::Write, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::{Parser, error::ErrorKind};
+use cli::{Cli, Command};
+
+// The proxy's work is many small allocations on several threads, where it costs 5 to 15 % less CPU than glibc's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Exit code of `plan` when there are changes.
+const EXIT_CHANGES: u8 = 2;
+/// Exit code for a command line that is wrong, as in sysexits.h: 2 is `plan`'s "there are changes".
+const EXIT_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            let is_answer = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            return if is_answer { ExitCode::SUCCESS } else { ExitCode::from(EXIT_USAGE) };
+        }
+    };
+    logs::start(&cli.log);
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Version => print(format_args!(
+            "sharded-etcd {}\ncommit {}\netcd API {}",
+            version::VERSION,
+            version::COMMIT,
+            version::ETCD_API
+        )),
+        Command::Crd => print(format_args!("{}", sharded_etcd_crd::crd_yaml())),
+        command => {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()
+                .context("cannot start threads")?;
+            let code = runtime.block_on(run_async(command));
+            // What still runs has been told to stop and given its time.
+            runtime.shutdown_background();
+            code
+        }
+    }
+}
+
+async fn run_async(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Up(args) => up::run(args).await?,
+        Command::Proxy(args) => proxy::run(args).await?,
+        Command::Status(args) => return print(format_args!("{}", status::run(args).await?)),
+        Command::Plan(args) => {
+            let answer = plan::run(args).await?;
+            let printed = print(format_args!("{}", answer.text))?;
+            return Ok(if answer.has_changes { ExitCode::from(EXIT_CHANGES) } else { printed });
+        }
+        Command::ShardManager(_) | Command::Version | Command::Crd => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints an answer; a reader that has gone is no failure.
+fn print(answer: std::fmt::Arguments<'_>) -> Result<ExitCode> {
+    match writeln!(std::io::stdout().lock(), "{answer}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot print the answer")
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}

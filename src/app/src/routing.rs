@@ -3,10 +3,13 @@
 //! `up --engine etcd` writes it into its data folder. It is replaced as a whole, and watched by its readers, so shards
 //! come and go without a restart.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
-use sharded_etcd_core::records::{Record, RecordError};
+use sharded_etcd_core::{
+    records::{Record, RecordError},
+    topology::{FieldError, Topology},
+};
 use sharded_etcd_crd::{ShardedEtcd, parse_json};
 
 use crate::{
@@ -17,9 +20,6 @@ use crate::{
 /// Why a routing file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RoutingError {
-    /// It cannot be read or written.
-    #[error(transparent)]
-    File(#[from] FileError),
     /// It is none, or a newer one.
     #[error("routing file {path} cannot be used")]
     Format {
@@ -76,15 +76,6 @@ impl Record for Routing {
 }
 
 impl Routing {
-    /// Reads a routing file that another process wrote.
-    ///
-    /// # Errors
-    /// See [`RoutingError`].
-    pub fn read(path: &Path) -> Result<Self, RoutingError> {
-        let text = fs::read(path).map_err(FileError::of("read", path))?;
-        Self::parse(path, &text)
-    }
-
     /// The routing in a file's text; `path` is for messages.
     ///
     /// # Errors
@@ -106,6 +97,14 @@ impl Routing {
         let resource = serde_json::to_string(&routing.resource).expect("a resource is plain data");
         parse_json(&resource).map_err(|error| field(format!("resource: {error}")))?;
         Ok(routing)
+    }
+
+    /// The topology that the resource asks for.
+    ///
+    /// # Errors
+    /// Never for a routing that [`Routing::parse`] gave.
+    pub fn topology(&self) -> Result<Topology, Vec<FieldError>> {
+        self.resource.topology()
     }
 
     /// Replaces a routing file.
@@ -139,7 +138,7 @@ mod tests {
         let path = folder.path().join("routing.json");
         let routing = routing(Engine::Etcd);
         routing.write(&path).unwrap();
-        assert_eq!(Routing::read(&path).unwrap(), routing);
+        assert_eq!(Routing::parse(&path, &std::fs::read(&path).unwrap()).unwrap(), routing);
     }
 
     #[test]
@@ -160,6 +159,5 @@ mod tests {
             String::from_utf8(routing(Engine::Etcd).encode().to_vec()).unwrap().replace("\"v\":1", "\"v\":7");
         assert!(matches!(Routing::parse(path, newer.as_bytes()), Err(RoutingError::Format { .. })));
         assert!(matches!(Routing::parse(path, b"x"), Err(RoutingError::Format { .. })));
-        assert!(matches!(Routing::read(Path::new("/nowhere/r.json")), Err(RoutingError::File(_))));
     }
 }

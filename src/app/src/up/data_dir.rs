@@ -97,6 +97,9 @@ pub struct Ports {
 pub struct Member {
     /// Incarnation, from 0.
     pub incarnation: u32,
+    /// It is part of the topology: its folder must be there, or data are lost.
+    #[serde(default)]
+    pub has_data: bool,
     /// Where its etcd listens; absent for the embedded engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ports: Option<Ports>,
@@ -118,6 +121,8 @@ pub struct State {
     pub shards_wanted: u32,
     /// `spec.keyspace.delimiter`, which cannot change any more.
     pub delimiter: String,
+    /// The topology is served, or was: meta and the shards have data that are nowhere else.
+    pub bootstrapped: bool,
     /// Meta.
     pub meta: Member,
     /// The shards that exist, by name.
@@ -146,7 +151,7 @@ impl State {
             return false;
         }
         let incarnation = self.next_incarnations.get(name).copied().unwrap_or(0);
-        self.shards.insert(name.to_owned(), Member { incarnation, ports: None });
+        self.shards.insert(name.to_owned(), Member { incarnation, ..Member::default() });
         true
     }
 
@@ -307,7 +312,8 @@ mod tests {
             name: Some("demo".into()),
             shards_wanted: 2,
             delimiter: "/".into(),
-            meta: Member { incarnation: 0, ports: Some(Ports { client: 1, peer: 2 }) },
+            bootstrapped: true,
+            meta: Member { ports: Some(Ports { client: 1, peer: 2 }), ..Member::default() },
             shards: BTreeMap::from([("shard-0".into(), Member::default())]),
             next_incarnations: BTreeMap::new(),
             leftovers: BTreeSet::new(),

@@ -42,8 +42,6 @@ const SETTLED: Duration = Duration::from_secs(30);
 const LOG_BYTES_MAX: u64 = 16 << 20;
 /// How much of a log's end is looked at for messages.
 const LOG_TAIL_BYTES: u64 = 4 << 10;
-/// etcd's own quota where the resource names none: what design and documentation of etcd suggest at most.
-const QUOTA_BYTES: u64 = 8 << 30;
 /// Ports are taken from below Linux's range for outgoing connections (32768 and up), so that no client socket takes
 /// one while its etcd is down.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
@@ -163,8 +161,8 @@ pub struct EtcdMember {
     pub token: String,
     /// Where it listens.
     pub ports: Ports,
-    /// Quota of the resource in bytes.
-    pub quota_bytes: Option<u64>,
+    /// `--quota-backend-bytes`.
+    pub quota_bytes: u64,
 }
 
 impl EtcdMember {
@@ -194,11 +192,9 @@ impl EtcdMember {
                 format!("--initial-cluster={}={peer}", self.name),
                 format!("--initial-cluster-token={}", self.token),
                 "--initial-cluster-state=new".to_owned(),
-                format!("--quota-backend-bytes={}", etcd_quota_bytes(self.quota_bytes)),
-                // A client's transaction may have 128 operations; guards and imports come on top.
-                "--max-txn-ops=10000".to_owned(),
-                // A client's request may have 1.5 MiB; imports put many keys into one transaction.
-                format!("--max-request-bytes={}", 16 << 20),
+                format!("--quota-backend-bytes={}", self.quota_bytes),
+                format!("--max-txn-ops={}", super::engines::TXN_OPS_MAX),
+                format!("--max-request-bytes={}", super::engines::REQUEST_BYTES_MAX),
                 // The topology owns history.
                 "--auto-compaction-retention=0".to_owned(),
                 "--log-level=warn".to_owned(),
@@ -207,13 +203,6 @@ impl EtcdMember {
         );
         arguments
     }
-}
-
-/// etcd's own quota: above the resource's, which the proxy enforces, so that a shard that is full for clients can
-/// still be drained. A shard at etcd's quota refuses every transaction with a put in it.
-fn etcd_quota_bytes(quota_bytes: Option<u64>) -> u64 {
-    let quota = quota_bytes.unwrap_or(QUOTA_BYTES);
-    quota.saturating_add((quota / 8).max(64 << 20))
 }
 
 /// Two loopback ports that nothing listens on.
@@ -463,13 +452,6 @@ mod tests {
     }
 
     #[test]
-    fn the_quota_of_etcd_leaves_room_above_that_of_the_resource() {
-        assert_eq!(etcd_quota_bytes(Some(16 << 20)), (16 + 64) << 20);
-        assert_eq!(etcd_quota_bytes(Some(8 << 30)), 9 << 30);
-        assert_eq!(etcd_quota_bytes(None), 9 << 30);
-    }
-
-    #[test]
     fn ports_are_free_and_apart() {
         let first = free_ports(&[]).unwrap();
         assert!(are_free(first) && first.client != first.peer);
@@ -484,7 +466,7 @@ mod tests {
             log: folder.join("shard-0.log"),
             token: "t".into(),
             ports: Ports { client: 1, peer: 2 },
-            quota_bytes: None,
+            quota_bytes: 1 << 30,
         }
     }
 

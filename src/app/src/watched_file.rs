@@ -1,4 +1,4 @@
-//! The file that `up` runs, and every new text that is saved into it.
+//! A file that is run while it is edited: every new text that is saved into it.
 //!
 //! Editors and config mounts replace a file by renaming another over it, so the *folder* is watched, and a look at the
 //! file now and then covers what sends no events (network file systems, a folder that was itself replaced). Only a
@@ -36,12 +36,12 @@ pub enum Change {
 
 /// A file and the text that was last seen in it.
 #[derive(Debug)]
-pub struct SpecFile {
+pub struct WatchedFile {
     path: PathBuf,
     last: Change,
 }
 
-impl SpecFile {
+impl WatchedFile {
     /// Reads the file for the first time.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ fn read(path: &Path) -> io::Result<String> {
 
 /// Watches a file until `shutdown`; each item is something new about it. At most one item waits to be taken: when
 /// several texts were saved meanwhile, the reader gets the first and the newest.
-pub fn watch(mut file: SpecFile, shutdown: CancellationToken) -> mpsc::Receiver<Change> {
+pub fn watch(mut file: WatchedFile, shutdown: CancellationToken) -> mpsc::Receiver<Change> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         let woken = std::sync::Arc::new(Notify::new());
@@ -108,7 +108,7 @@ pub fn watch(mut file: SpecFile, shutdown: CancellationToken) -> mpsc::Receiver<
 }
 
 /// Waits until the file stays the same for a moment, but not for ever.
-async fn settle(file: &SpecFile) {
+async fn settle(file: &WatchedFile) {
     let mut before = file.current();
     for _ in 0..20 {
         sleep(QUIET).await;
@@ -152,7 +152,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("f.yaml");
         fs::write(&path, "a").unwrap();
-        let (mut file, first) = SpecFile::read(&path).unwrap();
+        let (mut file, first) = WatchedFile::read(&path).unwrap();
         assert_eq!(first, "a");
         fs::write(&path, "a").unwrap();
         assert_eq!(file.look(), None, "saved again, nothing changed");
@@ -165,9 +165,9 @@ mod tests {
     fn a_missing_file_is_told_once_and_its_return_too() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("f.yaml");
-        assert!(SpecFile::read(&path).is_err());
+        assert!(WatchedFile::read(&path).is_err());
         fs::write(&path, "a").unwrap();
-        let (mut file, _) = SpecFile::read(&path).unwrap();
+        let (mut file, _) = WatchedFile::read(&path).unwrap();
         fs::remove_file(&path).unwrap();
         assert!(matches!(file.look(), Some(Change::Unreadable(_))));
         assert_eq!(file.look(), None);
@@ -182,7 +182,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("f.yaml");
         fs::write(&path, "a").unwrap();
-        let (file, _) = SpecFile::read(&path).unwrap();
+        let (file, _) = WatchedFile::read(&path).unwrap();
         let mut changes = watch(file, CancellationToken::new());
         for round in ["b", "c"] {
             let other = folder.path().join(".f.yaml.swp");
