@@ -1,0 +1,324 @@
+//! The executor of one move: asks [`decide`] what is next, does it, and tells what came of it.
+//!
+//! # Guarantees
+//! - Whatever is stored is stored by a Txn of [`sharded_etcd_core::moves`], so an executor may be stopped anywhere, may
+//!   run beside another one, and may be followed by another one.
+//! - From the close of the source to the flip it takes at most [`MoverOptions::stall_max`], or the move is given up.
+
+pub(crate) mod copy;
+pub(crate) mod failpoint;
+mod leases;
+mod observe;
+mod purge;
+mod read;
+mod tail;
+pub(crate) mod throttle;
+mod verify;
+
+use std::{sync::Arc, time::Duration};
+
+use sharded_etcd_core::{
+    keyspace::{Rid, ShardIx},
+    moves::{Effect, Observation, Place, Session, Step, Work, decide},
+    records::{MovePhase, MoveRecord},
+};
+use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_line::{Line, Shards};
+use sharded_etcd_shard::{Shard, ShardError};
+use tokio::time::Instant;
+
+use crate::{
+    ManagerError,
+    error::Result,
+    progress::{MoveProgress, Progress},
+};
+use failpoint::Failpoints;
+use throttle::Throttle;
+
+/// Bounds on one move.
+#[derive(Debug, Clone)]
+pub struct MoverOptions {
+    /// Longest time from the close of the source to the flip. Default 2 s.
+    pub stall_max: Duration,
+    /// Longest time that a move waits for something in its way, before it is given up. Default 60 s.
+    pub wait_max: Duration,
+    /// Keys changed since the last comparison up to which the source may be closed. Default 200.
+    pub changed_keys_max: usize,
+    /// Failed comparisons after which a move is given up. Default 3.
+    pub verify_tries_max: u32,
+}
+
+impl Default for MoverOptions {
+    fn default() -> Self {
+        Self {
+            stall_max: Duration::from_secs(2),
+            wait_max: Duration::from_secs(60),
+            changed_keys_max: 200,
+            verify_tries_max: 3,
+        }
+    }
+}
+
+/// What all moves of a process share.
+#[derive(Clone)]
+pub struct MoverContext {
+    /// The line.
+    pub line: Arc<Line>,
+    /// The shards.
+    pub shards: Arc<Shards>,
+    /// Bounds.
+    pub options: MoverOptions,
+    /// Bytes a second over all moves.
+    pub throttle: Arc<Throttle>,
+    /// Where progress is told.
+    pub progress: Arc<Progress>,
+    /// For tests.
+    pub failpoints: Failpoints,
+}
+
+/// How a move ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The destination owns the range, and the source's copy is gone.
+    Moved,
+    /// It did not happen, for this reason; everything is as before.
+    Aborted(String),
+    /// There was no such move when the executor looked.
+    NotFound,
+}
+
+/// Executes the move of the ownership `rid` from wherever it is to its end.
+///
+/// `give_up` is a reason to abort it if that is still possible.
+///
+/// # Errors
+/// If a shard, meta or the line failed. Nothing is lost: calling it again goes on.
+pub async fn run_move(context: &MoverContext, rid: &Rid, give_up: Option<String>) -> Result<Outcome> {
+    let mut mover = Mover {
+        context,
+        meta: Arc::clone(context.line.meta()),
+        rid,
+        give_up,
+        phase: None,
+        tail: None,
+        shadows: leases::Shadows::default(),
+        stall: None,
+        waiting_since: None,
+        verify_failures: 0,
+    };
+    let outcome = mover.run().await;
+    context.progress.end(rid, &outcome, mover.phase);
+    outcome
+}
+
+/// Why a piece of work ended before its end.
+pub(crate) enum Interrupt {
+    /// A guard did not match: another executor, or an abort. Look again.
+    Lost,
+    /// The move cannot go on.
+    GiveUp(String),
+    /// Something failed.
+    Failed(ManagerError),
+}
+
+impl<E: Into<ManagerError>> From<E> for Interrupt {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+pub(crate) struct Mover<'a> {
+    context: &'a MoverContext,
+    meta: Arc<dyn Shard>,
+    rid: &'a Rid,
+    give_up: Option<String>,
+    /// The last decided phase that was seen, as the record is gone at the end.
+    phase: Option<MovePhase>,
+    /// The watch on the source, from the first tail on.
+    tail: Option<tail::Tail>,
+    shadows: leases::Shadows,
+    /// When the source was closed by this executor.
+    stall: Option<Instant>,
+    waiting_since: Option<Instant>,
+    verify_failures: u32,
+}
+
+impl Mover<'_> {
+    async fn run(&mut self) -> Result<Outcome> {
+        // What an executor knows of its own doing and keeps when it looks again.
+        let mut kept = Session::default();
+        loop {
+            self.tail = None;
+            let mut session =
+                Session { give_up: self.give_up.clone(), released: kept.released, voided: kept.voided, ..Session::default() };
+            let mut seen = self.observe(&session).await?;
+            loop {
+                session.copy_at = seen.record.as_ref().map_or(0, |r| self.context.line.cut().v(r.value.from));
+                self.note(&seen);
+                match decide(&seen, &session) {
+                    Step::Done => return Ok(self.outcome()),
+                    Step::GiveUp(reason) => {
+                        tracing::warn!(rid = %self.rid, %reason, "move is given up");
+                        self.give_up = Some(reason.clone());
+                        session.give_up = Some(reason);
+                    }
+                    Step::Wait(reason) => {
+                        self.wait(&seen, reason).await;
+                        break;
+                    }
+                    Step::Do(effect) => {
+                        if !self.effect(&effect, &mut seen, &mut session).await? {
+                            break;
+                        }
+                    }
+                    Step::Work(work) => match self.work(work, &mut seen, &mut session).await {
+                        Ok(()) => {}
+                        Err(Interrupt::Lost) => break,
+                        Err(Interrupt::GiveUp(reason)) => {
+                            tracing::warn!(rid = %self.rid, %reason, "move is given up");
+                            self.give_up = Some(reason.clone());
+                            session.give_up = Some(reason);
+                        }
+                        Err(Interrupt::Failed(error)) => return Err(error),
+                    },
+                }
+            }
+            kept = session;
+        }
+    }
+
+    fn outcome(&self) -> Outcome {
+        match self.phase {
+            None => Outcome::NotFound,
+            Some(MovePhase::Flipped) => Outcome::Moved,
+            Some(_) => Outcome::Aborted(
+                self.give_up.clone().unwrap_or_else(|| "it was given up by an earlier executor".to_owned()),
+            ),
+        }
+    }
+
+    fn note(&mut self, seen: &Observation) {
+        if let Some(record) = &seen.record {
+            self.phase = Some(record.value.phase);
+            self.context.progress.seen(seen);
+        }
+    }
+
+    async fn wait(&mut self, seen: &Observation, reason: String) {
+        self.context.progress.update(self.rid, |p| p.message.clone_from(&reason));
+        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+        let copying = seen.record.as_ref().is_some_and(|r| r.value.phase == MovePhase::Copying);
+        if copying && since.elapsed() > self.context.options.wait_max {
+            self.give_up = Some(format!("waited {} s: {reason}", since.elapsed().as_secs()));
+        } else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Sends one effect; true if it was applied and is in `seen` now.
+    async fn effect(&mut self, effect: &Effect, seen: &mut Observation, session: &mut Session) -> Result<bool> {
+        let Some(txn) = effect.txn(seen) else { return Ok(false) };
+        let Some(record) = seen.record.as_ref().map(|r| r.value.clone()) else { return Ok(false) };
+        self.context.failpoints.before(effect.name())?;
+        if *effect == Effect::Close {
+            self.stall = Some(Instant::now());
+        }
+        let answer = match self.send(effect.place(), &record, txn).await {
+            Err(ManagerError::Slow { .. }) if self.stall.is_some() && !matches!(effect, Effect::Close) => {
+                // Not known whether it was applied: what is stored decides, in favour of writers.
+                self.give_up.get_or_insert_with(|| format!("no answer to the {} in time", effect.name()));
+                return Ok(false);
+            }
+            answer => answer?,
+        };
+        if !answer.succeeded {
+            tracing::debug!(rid = %self.rid, step = effect.name(), "guard did not match; looking again");
+            return Ok(false);
+        }
+        let revision = answer.header.map_or(0, |h| h.revision);
+        tracing::info!(rid = %self.rid, step = effect.name(), revision, "move");
+        seen.after(effect, session, revision);
+        self.decided(effect, &record, revision).await?;
+        self.context.failpoints.after(effect.name())?;
+        Ok(true)
+    }
+
+    /// What follows from a decision in meta.
+    async fn decided(&mut self, effect: &Effect, record: &MoveRecord, revision: i64) -> Result<()> {
+        match effect {
+            Effect::Flip { .. } => {
+                self.waiting_since = None;
+                if let Some(stall) = self.stall.take().map(|since| since.elapsed()) {
+                    self.context.progress.stalled(self.rid, stall);
+                }
+                self.context.line.at_position(revision).await?;
+            }
+            Effect::Release => {
+                if let Some(stall) = self.stall.take().map(|since| since.elapsed()) {
+                    self.context.progress.stalled(self.rid, stall);
+                }
+            }
+            // The close must be part of the line before its events can be read as numbers.
+            Effect::Close => {
+                self.context.line.observe(record.from, revision);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn work(
+        &mut self,
+        work: Work,
+        seen: &mut Observation,
+        session: &mut Session,
+    ) -> std::result::Result<(), Interrupt> {
+        match work {
+            Work::Copy => self.copy(seen).await,
+            Work::Tail => self.tail(seen, session).await,
+            Work::Drain { upto } => {
+                let left = self.stall_left();
+                match tokio::time::timeout(left, self.drain(upto, seen, session)).await {
+                    Ok(done) => done,
+                    Err(_) => Err(Interrupt::GiveUp(format!(
+                        "the destination did not catch up within {} ms of the close",
+                        self.context.options.stall_max.as_millis()
+                    ))),
+                }
+            }
+            Work::Purge(place) => self.purge(place, seen, session).await,
+        }
+    }
+
+    fn stall_left(&self) -> Duration {
+        self.stall.map_or(self.context.options.stall_max, |since| {
+            self.context.options.stall_max.saturating_sub(since.elapsed())
+        })
+    }
+
+    /// Sends a Txn to one of the move's places; while the source is closed, within what is left of the stall's bound.
+    async fn send(&self, place: Place, record: &MoveRecord, txn: pb::TxnRequest) -> Result<pb::TxnResponse> {
+        let call = async {
+            match place {
+                Place::Meta => self.meta.txn(txn).await.map_err(ManagerError::Meta),
+                Place::Source => Ok(self.shard(record.from).await?.txn(txn).await?),
+                Place::Destination => Ok(self.shard(record.to).await?.txn(txn).await?),
+            }
+        };
+        if self.stall.is_some() && self.give_up.is_none() {
+            let left = self.stall_left();
+            return tokio::time::timeout(left, call)
+                .await
+                .map_err(|_| ManagerError::Slow { what: "a step of a move", ms: left.as_millis() })?;
+        }
+        call.await
+    }
+
+    pub(crate) async fn shard(&self, ix: ShardIx) -> std::result::Result<Arc<dyn Shard>, ShardError> {
+        self.context.shards.get(ix).await
+    }
+
+    pub(crate) fn progress(&self, change: impl FnOnce(&mut MoveProgress)) {
+        self.context.progress.update(self.rid, change);
+    }
+}
