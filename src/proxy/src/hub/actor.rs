@@ -1,0 +1,301 @@
+//! The shell around the merge: one task that takes messages, lets the merge go on, and does what it asks for.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
+use sharded_etcd_core::keyspace::ShardIx;
+use sharded_etcd_shard::Result;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    HubOptions, Stats,
+    event::{Delivery, HubEvent, Revision, StreamId, WatcherId},
+    history,
+    merge::{Effect, FetchOutcome, Merge, ReplayId, ReplayOutcome, WatchSpec},
+    read::{BaseStream, Reading},
+    room::Room,
+    translate::{PrevOf, READS_MAX, read_prev},
+};
+
+/// Messages taken before the merge goes on.
+const MESSAGES_MAX: usize = 64;
+
+/// How often counters are published, and what failed is tried again.
+const TICK: Duration = Duration::from_millis(250);
+
+/// What the hub's task is told.
+pub(crate) enum Message {
+    Ready { shard: ShardIx, revisions: Vec<Arc<Revision>>, upto: i64 },
+    Gap { shard: ShardIx, upto: i64 },
+    GraceOver { shard: ShardIx, ready: i64 },
+    Open { stream: StreamId, room: Arc<Room>, deliveries: mpsc::Sender<Delivery> },
+    Close { stream: StreamId },
+    Watch { stream: StreamId, id: WatcherId, spec: Arc<WatchSpec>, reply: oneshot::Sender<i64> },
+    Cancel { id: WatcherId, reply: oneshot::Sender<()> },
+    Progress { stream: StreamId, at_least: i64 },
+    Notify { id: WatcherId },
+    Room { stream: StreamId },
+    Fetched { id: WatcherId, outcome: FetchOutcome },
+    Replayed { replay: ReplayId, revisions: Vec<Arc<Revision>>, upto: i64, reply: oneshot::Sender<bool> },
+    ReplayEnded { replay: ReplayId, outcome: ReplayOutcome },
+}
+
+/// The hub's task.
+pub(crate) struct Actor {
+    reading: Reading,
+    options: HubOptions,
+    merge: Merge,
+    inbox: mpsc::Receiver<Message>,
+    streams: HashMap<StreamId, mpsc::Sender<Delivery>>,
+    /// Watchers that want previous key-value pairs, as they are in the readers' index.
+    wanted: HashMap<WatcherId, Arc<WatchSpec>>,
+    /// Ends the base stream of each shard that has one.
+    bases: HashMap<ShardIx, CancellationToken>,
+    stats: Arc<Stats>,
+    events_counted: u64,
+}
+
+impl Actor {
+    pub(crate) fn new(
+        reading: Reading,
+        options: HubOptions,
+        inbox: mpsc::Receiver<Message>,
+        stats: Arc<Stats>,
+    ) -> Self {
+        let (merge, shards) = reading.ctx.line.with_fold(|fold| {
+            let shards: Vec<_> = fold
+                .shards()
+                .iter()
+                .enumerate()
+                .filter(|(_, s)| !s.left)
+                .map(|(i, s)| (ShardIx(i as u32), s.v))
+                .collect();
+            (Merge::new(fold, options.window()), shards)
+        });
+        let mut actor = Self {
+            reading,
+            options,
+            merge,
+            inbox,
+            streams: HashMap::new(),
+            wanted: HashMap::new(),
+            bases: HashMap::new(),
+            stats,
+            events_counted: 0,
+        };
+        for (shard, local) in shards {
+            actor.start_base(shard, local);
+        }
+        actor.publish();
+        actor
+    }
+
+    pub(crate) async fn run(mut self) {
+        let line = Arc::clone(&self.reading.ctx.line);
+        let shutdown = self.reading.ctx.shutdown.clone();
+        let mut cuts = line.subscribe();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut more = true;
+        while !shutdown.is_cancelled() {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                message = self.inbox.recv() => {
+                    let Some(message) = message else { break };
+                    self.take(message);
+                }
+                changed = cuts.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    self.follow_shards();
+                }
+                _ = tick.tick() => {
+                    self.merge.retry();
+                    self.publish();
+                }
+                () = std::future::ready(()), if more => {}
+            }
+            for _ in 0..MESSAGES_MAX {
+                let Ok(message) = self.inbox.try_recv() else { break };
+                self.take(message);
+            }
+            let merge = &mut self.merge;
+            more = line.with_fold(|fold| merge.advance(fold));
+            self.carry_out();
+        }
+        for stop in self.bases.values() {
+            stop.cancel();
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        let line = Arc::clone(&self.reading.ctx.line);
+        match message {
+            Message::Ready { shard, revisions, upto } => {
+                line.with_fold(|fold| self.merge.ready(fold, shard, revisions, upto));
+            }
+            Message::Gap { shard, upto } => line.with_fold(|fold| self.merge.gap(fold, shard, upto)),
+            Message::GraceOver { shard, ready } => self.merge.grace_over(shard, ready),
+            Message::Open { stream, room, deliveries } => {
+                self.streams.insert(stream, deliveries);
+                self.merge.open(stream, room);
+            }
+            Message::Close { stream } => self.close(stream),
+            Message::Watch { stream, id, spec, reply } => {
+                // First, so that events read from now on come with what it wants.
+                if spec.prev_kv {
+                    self.reading.wanted.write().insert(&spec.range, id);
+                    self.wanted.insert(id, Arc::clone(&spec));
+                }
+                match line.with_fold(|fold| self.merge.watch(fold, id, stream, spec)) {
+                    // Whoever asked may be gone; then the stream is closed too.
+                    Some(revision) => drop(reply.send(revision)),
+                    None => self.no_longer_wanted(id),
+                }
+            }
+            Message::Cancel { id, reply } => {
+                self.merge.cancel(id);
+                self.no_longer_wanted(id);
+                let _ = reply.send(());
+            }
+            Message::Progress { stream, at_least } => self.merge.progress(stream, at_least),
+            Message::Notify { id } => self.merge.notify(id),
+            Message::Room { stream } => self.merge.room(stream),
+            Message::Fetched { id, outcome } => line.with_fold(|fold| self.merge.fetched(fold, id, outcome)),
+            Message::Replayed { replay, revisions, upto, reply } => {
+                let _ = reply.send(self.merge.replayed(replay, &revisions, upto));
+            }
+            Message::ReplayEnded { replay, outcome } => {
+                line.with_fold(|fold| self.merge.replay_ended(fold, replay, outcome));
+            }
+        }
+    }
+
+    fn carry_out(&mut self) {
+        for effect in self.merge.take_effects() {
+            match effect {
+                Effect::Deliver(stream, delivery) => {
+                    if let Delivery::Ended { watcher, .. } = delivery {
+                        self.no_longer_wanted(watcher);
+                    }
+                    let sent = self.streams.get(&stream).map(|to| to.try_send(delivery));
+                    // Room was taken for it, so it fails only if the stream is over.
+                    if let Some(Err(_)) = sent {
+                        self.close(stream);
+                    }
+                }
+                Effect::Grace(shard, ready) => {
+                    let (inbox, grace) = (self.reading.inbox.clone(), self.options.grace);
+                    self.spawn(async move {
+                        tokio::time::sleep(grace).await;
+                        let _ = inbox.send(Message::GraceOver { shard, ready }).await;
+                    });
+                }
+                Effect::FetchPrev(id, events) => {
+                    let reading = self.reading.clone();
+                    self.spawn(async move {
+                        let outcome = match fetch(&reading, &events).await {
+                            Ok(()) => FetchOutcome::Done,
+                            Err(error) if error.is_compacted() => FetchOutcome::Compacted,
+                            Err(error) => {
+                                tracing::warn!(%error, "previous key-value pairs cannot be read yet");
+                                FetchOutcome::Failed
+                            }
+                        };
+                        let _ = reading.inbox.send(Message::Fetched { id, outcome }).await;
+                    });
+                }
+                Effect::Replay { replay, shards, upto } => {
+                    self.spawn(history::replay(self.reading.clone(), replay, shards, upto));
+                }
+            }
+        }
+    }
+
+    /// Base streams for shards that joined; none any more for those that left.
+    fn follow_shards(&mut self) {
+        let line = Arc::clone(&self.reading.ctx.line);
+        for (shard, l0) in line.with_fold(|fold| self.merge.take_in_joined(fold)) {
+            self.start_base(shard, l0);
+        }
+        let left = Arc::clone(&line.cut().left);
+        self.bases.retain(|shard, stop| {
+            let keep = !left.get(shard.index()).copied().unwrap_or(false);
+            if !keep {
+                stop.cancel();
+            }
+            keep
+        });
+    }
+
+    fn start_base(&mut self, shard: ShardIx, local: i64) {
+        let stop = self.reading.ctx.shutdown.child_token();
+        self.bases.insert(shard, stop.clone());
+        let base = BaseStream::behind(self.reading.clone(), shard, local);
+        self.reading.ctx.tasks.spawn(base.run(stop));
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let shutdown = self.reading.ctx.shutdown.clone();
+        self.reading.ctx.tasks.spawn(async move { shutdown.run_until_cancelled_owned(task).await });
+    }
+
+    fn close(&mut self, stream: StreamId) {
+        self.streams.remove(&stream);
+        for (id, _) in self.merge.close(stream) {
+            self.no_longer_wanted(id);
+        }
+    }
+
+    fn no_longer_wanted(&mut self, id: WatcherId) {
+        if let Some(spec) = self.wanted.remove(&id) {
+            self.reading.wanted.write().remove(&spec.range, id);
+        }
+    }
+
+    fn publish(&mut self) {
+        let gone: Vec<_> = self.streams.iter().filter(|(_, to)| to.is_closed()).map(|(&id, _)| id).collect();
+        for stream in gone {
+            self.close(stream);
+        }
+        let (watchers, behind) = self.merge.counts();
+        let head = self.merge.head();
+        let lag = (self.reading.ctx.line.cut().revision - head).max(0);
+        self.stats.passed.store(self.merge.passed(), Ordering::Relaxed);
+        let metrics = &self.reading.ctx.metrics;
+        metrics.watchers.set(watchers as i64);
+        metrics.watchers_slow.set(behind as i64);
+        metrics.watch_lag_revisions.set(lag);
+        metrics.watch_events.inc_by(self.merge.events_sent - self.events_counted);
+        self.events_counted = self.merge.events_sent;
+    }
+}
+
+/// Looks up the previous key-value pairs of events; each once, however many watchers ask for it at a time.
+async fn fetch(reading: &Reading, events: &[Arc<HubEvent>]) -> Result<()> {
+    let reads: Vec<BoxFuture<'_, Result<()>>> =
+        events.iter().map(|event| fetch_one(reading, event).boxed()).collect();
+    stream::iter(reads).buffer_unordered(READS_MAX).try_collect().await
+}
+
+async fn fetch_one(reading: &Reading, event: &HubEvent) -> Result<()> {
+    let read = || async {
+        let connection = reading.ctx.shards.get(event.shard).await?;
+        let Some(kv) = &event.event.kv else { return Ok(None) };
+        let of = PrevOf {
+            shard: event.shard,
+            key: kv.key.clone(),
+            local: event.local,
+            global: kv.mod_revision,
+            imported_at: event.imported_at,
+        };
+        read_prev(&reading.ctx, connection.as_ref(), &reading.overrides, of, None).await
+    };
+    event.prev.get_or_try_init(read).await.map(|_| ())
+}

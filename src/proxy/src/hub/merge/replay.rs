@@ -1,0 +1,210 @@
+//! Replays: history from before the windows, read from the shards once for several watchers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+};
+
+use sharded_etcd_core::{
+    keyspace::{KeyRange, ShardIx},
+    line::Fold,
+};
+
+use super::{Effect, Merge, State, Wait, touches};
+use crate::hub::{
+    event::{HubEvent, Revision, WatcherId},
+    index::RangeIndex,
+};
+
+/// Replays at once; each reads whole shards.
+const REPLAYS_MAX: usize = 4;
+
+/// Watchers of one replay. (etcd: `maxWatchersPerSync`.)
+const WATCHERS_MAX: usize = 512;
+
+/// Watchers whose cursors are at most so far apart share a replay.
+const APART_MAX: i64 = 50_000;
+
+/// Identifies a replay.
+pub(crate) type ReplayId = u64;
+
+/// What a replay reads of one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ReplayShard {
+    /// The shard.
+    pub(crate) shard: ShardIx,
+    /// First local revision.
+    pub(crate) from: i64,
+    /// Last local revision.
+    pub(crate) upto: i64,
+}
+
+/// How a replay ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReplayOutcome {
+    /// All of it was read, or nobody wanted more of it.
+    Done,
+    /// A shard cannot be reached; to be tried again.
+    Failed,
+    /// A shard's history there is compacted.
+    Compacted(ShardIx),
+}
+
+#[derive(Default)]
+pub(super) struct Replays {
+    next: ReplayId,
+    waiting: VecDeque<WatcherId>,
+    running: BTreeMap<ReplayId, Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    watchers: BTreeSet<WatcherId>,
+    ranges: RangeIndex,
+}
+
+impl Replays {
+    pub(super) fn want(&mut self, id: WatcherId) {
+        self.waiting.push_back(id);
+    }
+
+    pub(super) fn leave(&mut self, replay: ReplayId, id: WatcherId, range: &KeyRange) {
+        if let Some(running) = self.running.get_mut(&replay)
+            && running.watchers.remove(&id)
+        {
+            running.ranges.remove(range, id);
+        }
+    }
+}
+
+impl Merge {
+    pub(super) fn start_replays(&mut self, fold: &Fold) {
+        while self.replays.running.len() < REPLAYS_MAX {
+            let Some((after, watchers)) = self.next_replay() else { return };
+            let upto = self.head;
+            let id = self.replays.next;
+            self.replays.next += 1;
+            let mut running = Running::default();
+            for &watcher in &watchers {
+                if let Some(w) = self.watchers.get_mut(&watcher)
+                    && let State::Behind { wait, .. } = &mut w.state
+                {
+                    *wait = Wait::Replay(id);
+                    running.ranges.insert(&w.spec.range, watcher);
+                    running.watchers.insert(watcher);
+                }
+            }
+            let needed = |shard| {
+                watchers
+                    .iter()
+                    .filter_map(|w| self.watchers.get(w))
+                    .any(|w| touches(fold, &w.spec.range, shard, after + 1, upto))
+            };
+            let shards = (0..fold.shards().len() as u32)
+                .map(ShardIx)
+                .filter(|&shard| needed(shard))
+                .filter_map(|shard| {
+                    let from = fold.local_at_least(shard, after + 1)?;
+                    let upto = fold.local_at_most(shard, upto)?;
+                    (from <= upto).then_some(ReplayShard { shard, from, upto })
+                })
+                .collect();
+            self.replays.running.insert(id, running);
+            self.effects.push(Effect::Replay { replay: id, shards, upto });
+        }
+    }
+
+    /// The watcher that has waited longest, with others that need about the same history, and their lowest cursor.
+    fn next_replay(&mut self) -> Option<(i64, Vec<WatcherId>)> {
+        let watchers = &self.watchers;
+        let cursor = |id: &WatcherId| match watchers.get(id)?.state {
+            State::Behind { cursor, wait: Wait::ReplayTurn } => Some(cursor),
+            _ => None,
+        };
+        let mut lowest: Option<i64> = None;
+        let mut first = 0;
+        let mut taken = Vec::new();
+        self.replays.waiting.retain(|id| {
+            let Some(at) = cursor(id) else { return false };
+            let low = *lowest.get_or_insert_with(|| {
+                first = at;
+                at
+            });
+            let fits = (at - first).abs() <= APART_MAX && taken.len() < WATCHERS_MAX;
+            if fits {
+                lowest = Some(low.min(at));
+                taken.push(*id);
+            }
+            !fits
+        });
+        lowest.map(|low| (low, taken))
+    }
+
+    /// A part of a replay: all revisions above the part before it, up to `upto`. False if nobody wants more of it.
+    pub(crate) fn replayed(&mut self, replay: ReplayId, revisions: &[Arc<Revision>], upto: i64) -> bool {
+        let Some(running) = self.replays.running.get(&replay) else { return false };
+        let mut found: HashMap<WatcherId, Vec<Arc<HubEvent>>> = HashMap::new();
+        let mut stuck: BTreeMap<WatcherId, i64> = BTreeMap::new();
+        for revision in revisions {
+            for event in &revision.events {
+                for id in running.ranges.holding(event.key()) {
+                    let Some(watcher) = self.watchers.get(&id) else { continue };
+                    let State::Behind { cursor, .. } = watcher.state else { continue };
+                    if revision.global <= cursor || !watcher.spec.wants(event) || stuck.contains_key(&id) {
+                        continue;
+                    }
+                    if watcher.spec.prev_kv && !event.has_prev() {
+                        stuck.insert(id, revision.global - 1);
+                    } else {
+                        found.entry(id).or_default().push(Arc::clone(event));
+                    }
+                }
+            }
+        }
+        let ids: Vec<_> = running.watchers.iter().copied().collect();
+        for id in ids {
+            let Some(watcher) = self.watchers.get(&id) else { continue };
+            let State::Behind { cursor, .. } = watcher.state else { continue };
+            let (stream, spec) = (watcher.stream, Arc::clone(&watcher.spec));
+            let stop = stuck.get(&id).copied();
+            let upto = stop.unwrap_or(upto).max(cursor);
+            let mut events = found.remove(&id).unwrap_or_default();
+            events.truncate(events.partition_point(|e| super::revision_of(e) <= upto));
+            if !events.is_empty() && !self.send_events(stream, id, upto, events) {
+                // It will be in another replay, which begins at its cursor.
+                self.replays.leave(replay, id, &spec.range);
+                self.wait(id, cursor, Wait::Room);
+            } else if stop.is_some() {
+                self.replays.leave(replay, id, &spec.range);
+                self.wait(id, upto, Wait::Later);
+                self.later.push(id);
+            } else {
+                self.wait(id, upto, Wait::Replay(replay));
+            }
+        }
+        self.replays.running.get(&replay).is_some_and(|r| !r.watchers.is_empty())
+    }
+
+    /// A replay is over.
+    pub(crate) fn replay_ended(&mut self, fold: &Fold, replay: ReplayId, outcome: ReplayOutcome) {
+        let Some(running) = self.replays.running.remove(&replay) else { return };
+        for id in running.watchers {
+            let Some(watcher) = self.watchers.get(&id) else { continue };
+            let cursor = self.cursor(watcher);
+            match outcome {
+                ReplayOutcome::Failed => {
+                    self.wait(id, cursor, Wait::Later);
+                    self.later.push(id);
+                }
+                ReplayOutcome::Compacted(shard)
+                    if touches(fold, &watcher.spec.range, shard, cursor + 1, self.head) =>
+                {
+                    self.end(id, fold.compacted.max(cursor + 2), String::new());
+                }
+                ReplayOutcome::Done | ReplayOutcome::Compacted(_) => {
+                    self.give_turn(id, |wait| wait == Wait::Replay(replay));
+                }
+            }
+        }
+    }
+}

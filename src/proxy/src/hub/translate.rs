@@ -1,0 +1,339 @@
+//! From a shard's events to what clients see of them.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use bytes::Bytes;
+use futures::{
+    FutureExt, StreamExt, TryStreamExt,
+    future::{BoxFuture, ready},
+    stream,
+};
+use parking_lot::RwLock;
+use sharded_etcd_core::{
+    keyspace::{RESERVED, ShardIx},
+    line::Fold,
+    records,
+    translate::{StoredOverride, client_kv},
+};
+use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_shard::{Result, Shard};
+
+use super::{
+    event::{HubEvent, Prev, Revision},
+    index::RangeIndex,
+    overrides::{Overrides, Recent},
+};
+use crate::context::Context;
+
+/// Reads of overrides and previous values under way at once, for one shard or one watcher.
+pub(crate) const READS_MAX: usize = 32;
+
+/// The ranges of all watchers that want previous key-value pairs.
+pub(crate) type WantedPrev = Arc<RwLock<RangeIndex>>;
+
+/// All events of one local revision, as the shard sent them.
+#[derive(Debug)]
+pub(crate) struct RawRevision {
+    pub(crate) local: i64,
+    pub(crate) events: Vec<pb::Event>,
+}
+
+impl RawRevision {
+    /// Memory that it keeps, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        let of = |e: &pb::Event| e.kv.as_ref().map_or(0, |kv| kv.key.len() + kv.value.len());
+        self.events.iter().map(|e| 64 + of(e)).sum()
+    }
+}
+
+/// What is needed to translate events of one shard.
+pub(crate) struct Translator {
+    ctx: Arc<Context>,
+    shard: ShardIx,
+    overrides: Arc<Overrides>,
+    wanted: WantedPrev,
+    recent: Recent,
+}
+
+/// Visible events of one revision; what has to be read for them is not yet.
+pub(crate) struct Draft {
+    global: i64,
+    local: i64,
+    events: Vec<DraftEvent>,
+}
+
+struct DraftEvent {
+    event: pb::Event,
+    imported_at: i64,
+    /// Imported: clients know other revisions of it than the shard.
+    overridden: bool,
+    prev: DraftPrev,
+}
+
+enum DraftPrev {
+    /// The event creates the key.
+    None,
+    /// The stored key-value pair before the revision.
+    Known(pb::KeyValue),
+    /// To be read now, as somebody wants it.
+    Read,
+    /// To be read if somebody wants it one day.
+    Later,
+}
+
+impl Translator {
+    pub(crate) fn new(
+        ctx: Arc<Context>,
+        shard: ShardIx,
+        overrides: Arc<Overrides>,
+        wanted: WantedPrev,
+    ) -> Self {
+        Self { ctx, shard, overrides, wanted, recent: Recent::default() }
+    }
+
+    /// Drafts of the events that clients may see: at their number of the line, the shard owned their key.
+    ///
+    /// The revisions must be part of the line, and follow on those of the call before.
+    pub(crate) fn draft(&mut self, raw: &[RawRevision]) -> Vec<Draft> {
+        let Self { ctx, shard, wanted, recent, .. } = self;
+        let wanted = wanted.read();
+        ctx.line
+            .with_fold(|fold| raw.iter().filter_map(|r| draft(fold, *shard, r, &wanted, recent)).collect())
+    }
+
+    /// Forgets what it knows of values, as revisions were skipped.
+    pub(crate) fn skip(&mut self) {
+        self.recent = Recent::default();
+    }
+
+    /// Reads what drafts need, and translates them.
+    ///
+    /// Previous key-value pairs that somebody wants are read too; if that fails, `all` decides: the call fails, or they
+    /// are left to be read when they are needed.
+    ///
+    /// # Errors
+    /// What the shard answered. The call may be repeated with the same drafts.
+    pub(crate) async fn resolve(
+        &self,
+        shard: &dyn Shard,
+        drafts: &[Draft],
+        all: bool,
+    ) -> Result<Vec<Arc<Revision>>> {
+        self.read_overrides(shard, drafts).await?;
+        let mut reads: Vec<BoxFuture<'_, Result<Prev>>> = Vec::new();
+        for draft in drafts {
+            for event in &draft.events {
+                reads.push(match &event.prev {
+                    DraftPrev::None => ready(Ok(Prev::new_with(Some(None)))).boxed(),
+                    DraftPrev::Later => ready(Ok(Prev::new())).boxed(),
+                    DraftPrev::Known(kv) => self.prev(shard, draft, event, Some(kv.clone()), all).boxed(),
+                    DraftPrev::Read => self.prev(shard, draft, event, None, all).boxed(),
+                });
+            }
+        }
+        let prevs: Vec<Prev> = stream::iter(reads).buffered(READS_MAX).try_collect().await?;
+        let mut prevs = prevs.into_iter();
+        Ok(self.ctx.line.with_fold(|fold| {
+            drafts
+                .iter()
+                .map(|draft| {
+                    let events = draft.events.iter().zip(prevs.by_ref());
+                    let events = events.map(|(e, prev)| Arc::new(self.event(fold, draft, e, prev))).collect();
+                    Arc::new(Revision::new(draft.global, draft.local, events))
+                })
+                .collect()
+        }))
+    }
+
+    async fn read_overrides(&self, shard: &dyn Shard, drafts: &[Draft]) -> Result<()> {
+        let unknown: BTreeSet<(&Bytes, i64, i64)> = drafts
+            .iter()
+            .flat_map(|draft| draft.events.iter().filter(|e| e.overridden).map(move |e| (draft.local, e)))
+            .filter_map(|(local, e)| Some((local, e.event.kv.as_ref()?)))
+            .filter(|(_, kv)| self.overrides.get(self.shard, &kv.key, kv.create_revision).is_none())
+            .map(|(local, kv)| (&kv.key, kv.create_revision, local))
+            .collect();
+        let reads: Vec<BoxFuture<'_, _>> = unknown
+            .into_iter()
+            .map(|(key, create, at)| {
+                read_override(shard, self.shard, &self.overrides, key, create, at).boxed()
+            })
+            .collect();
+        stream::iter(reads).buffer_unordered(READS_MAX).try_for_each(|_| ready(Ok(()))).await
+    }
+
+    async fn prev(
+        &self,
+        shard: &dyn Shard,
+        draft: &Draft,
+        event: &DraftEvent,
+        stored: Option<pb::KeyValue>,
+        must: bool,
+    ) -> Result<Prev> {
+        let of = PrevOf {
+            shard: self.shard,
+            key: event.event.kv.as_ref().map(|kv| kv.key.clone()).unwrap_or_default(),
+            local: draft.local,
+            global: draft.global,
+            imported_at: event.imported_at,
+        };
+        match read_prev(&self.ctx, shard, &self.overrides, of, stored).await {
+            Ok(prev) => Ok(Prev::new_with(Some(prev))),
+            Err(error) if must => Err(error),
+            Err(_) => Ok(Prev::new()),
+        }
+    }
+
+    fn event(&self, fold: &Fold, draft: &Draft, e: &DraftEvent, prev: Prev) -> HubEvent {
+        let stored = e.event.kv.clone().unwrap_or_default();
+        let kv = if is_delete(&e.event) {
+            // etcd: a deletion has the key and its own revision, nothing else.
+            pb::KeyValue { key: stored.key, mod_revision: draft.global, ..Default::default() }
+        } else {
+            let o = e.overridden.then(|| self.overrides.get(self.shard, &stored.key, stored.create_revision));
+            client_kv(fold, self.shard, stored, o.flatten().flatten().as_ref())
+        };
+        HubEvent {
+            event: pb::Event { r#type: e.event.r#type, kv: Some(kv), prev_kv: None },
+            shard: self.shard,
+            local: draft.local,
+            imported_at: e.imported_at,
+            prev,
+        }
+    }
+}
+
+/// The visible events of a revision; `None` if there are none. Notes the values of all of them.
+fn draft(
+    fold: &Fold,
+    shard: ShardIx,
+    raw: &RawRevision,
+    wanted: &RangeIndex,
+    recent: &mut Recent,
+) -> Option<Draft> {
+    // What is no longer mapped lies below the compaction, and nobody is sent it.
+    let global = fold.global(shard, raw.local);
+    let mut events = Vec::new();
+    if let Some(global) = global {
+        let map = fold.map_at(global);
+        for event in &raw.events {
+            let Some(kv) = &event.kv else { continue };
+            if kv.key.as_ref() >= RESERVED {
+                continue;
+            }
+            let owner = map.owner(&kv.key);
+            if owner.shard != shard {
+                continue;
+            }
+            let imported_at = owner.imported_at;
+            let creates = !is_delete(event) && kv.create_revision == kv.mod_revision;
+            let prev = if creates {
+                DraftPrev::None
+            } else if !wanted.wants(&kv.key) {
+                DraftPrev::Later
+            } else {
+                // As of before the revision: what other events of it did to the key does not count (as in etcd).
+                match recent.get(&kv.key) {
+                    Some(Some(before)) => DraftPrev::Known(before.clone()),
+                    Some(None) => DraftPrev::None,
+                    None => DraftPrev::Read,
+                }
+            };
+            let overridden = !is_delete(event) && is_overridden(fold, shard, kv.create_revision, imported_at);
+            events.push(DraftEvent { event: event.clone(), imported_at, overridden, prev });
+        }
+    }
+    for event in raw.events.iter().filter(|e| e.kv.as_ref().is_some_and(|kv| kv.key.as_ref() < RESERVED)) {
+        recent.see(event);
+    }
+    global.filter(|_| !events.is_empty()).map(|global| Draft { global, local: raw.local, events })
+}
+
+/// True if a key of a range imported by the flip at `imported_at` may have an override.
+fn is_overridden(fold: &Fold, shard: ShardIx, create: i64, imported_at: i64) -> bool {
+    imported_at > 0 && fold.global(shard, create).is_none_or(|global| global <= imported_at)
+}
+
+fn is_delete(event: &pb::Event) -> bool {
+    event.r#type == i32::from(pb::EventType::Delete)
+}
+
+/// Which previous key-value pair is wanted: the key's, one local revision before.
+pub(crate) struct PrevOf {
+    pub(crate) shard: ShardIx,
+    pub(crate) key: Bytes,
+    pub(crate) local: i64,
+    pub(crate) global: i64,
+    pub(crate) imported_at: i64,
+}
+
+/// A previous key-value pair as clients know it; `stored` if it is known what the shard stored.
+///
+/// # Errors
+/// What the shard answered. ErrCompacted only above the line's own compaction: at its very revision an event has no
+/// previous pair, as in etcd.
+pub(crate) async fn read_prev(
+    ctx: &Context,
+    connection: &dyn Shard,
+    overrides: &Overrides,
+    of: PrevOf,
+    stored: Option<pb::KeyValue>,
+) -> Result<Option<pb::KeyValue>> {
+    let none_if_compacted = |error: sharded_etcd_shard::ShardError| {
+        if error.is_compacted() && of.global <= ctx.line.cut().compacted { Ok(None) } else { Err(error) }
+    };
+    let before = of.local - 1;
+    let stored = match stored {
+        Some(stored) => Some(stored),
+        None => match read_at(connection, of.key.clone(), before).await {
+            Ok(stored) => stored,
+            Err(error) => none_if_compacted(error)?,
+        },
+    };
+    let Some(stored) = stored else { return Ok(None) };
+    let create = stored.create_revision;
+    let o = if ctx.line.with_fold(|fold| is_overridden(fold, of.shard, create, of.imported_at)) {
+        match overrides.get(of.shard, &of.key, create) {
+            Some(known) => known,
+            None => match read_override(connection, of.shard, overrides, &of.key, create, before).await {
+                Ok(o) => o,
+                Err(error) => return none_if_compacted(error),
+            },
+        }
+    } else {
+        None
+    };
+    Ok(Some(ctx.line.with_fold(|fold| client_kv(fold, of.shard, stored, o.as_ref()))))
+}
+
+/// Reads the override of one life of a key, at a local revision at which it is alive.
+async fn read_override(
+    connection: &dyn Shard,
+    shard: ShardIx,
+    overrides: &Overrides,
+    key: &Bytes,
+    create: i64,
+    at: i64,
+) -> Result<Option<StoredOverride>> {
+    let found = read_at(connection, records::override_key(key), at).await?;
+    let o = found.as_ref().and_then(StoredOverride::from_kv).filter(|o| o.create == create);
+    overrides.put(shard, key.clone(), create, o);
+    Ok(o)
+}
+
+/// A key at a local revision: from any member that has it, at last through the leader.
+async fn read_at(connection: &dyn Shard, key: Bytes, revision: i64) -> Result<Option<pb::KeyValue>> {
+    if revision < 1 {
+        return Ok(None); // 0 would mean: now
+    }
+    let get =
+        |serializable| pb::RangeRequest { key: key.clone(), revision, serializable, ..Default::default() };
+    for _ in 0..2 {
+        match connection.range(get(true)).await {
+            // This member has not applied it yet; the next request goes to another one.
+            Err(error) if error.is_future_rev() => {}
+            answer => return Ok(answer?.kvs.into_iter().next()),
+        }
+    }
+    Ok(connection.range(get(false)).await?.kvs.into_iter().next())
+}
