@@ -6,6 +6,8 @@ pub mod check;
 pub mod keyspace;
 pub mod lease;
 pub mod line;
+pub mod moves;
 pub mod records;
 pub mod topology;
 pub mod translate;
+pub mod placement;
