@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     codec::{Decoder, Encoder, Malformed},
-    mvcc::{Alarm, EventLog, Restore, Store, StoredVersion, Version},
+    mvcc::{Alarm, EventLog, FIRST_EVENT_REVISION, Restore, Store, StoredVersion, Version},
     wal::WalError,
 };
 
@@ -174,7 +174,12 @@ pub fn load(dir: &Path, cluster_id: u64) -> Result<Loaded, WalError> {
         _ => {}
     }
     let Some((sequence, path)) = list(dir)?.pop() else {
-        return Ok(Loaded { sequence: 0, file_bytes: 0, store: Store::default(), log: EventLog::new(2) });
+        return Ok(Loaded {
+            sequence: 0,
+            file_bytes: 0,
+            store: Store::default(),
+            log: EventLog::new(FIRST_EVENT_REVISION),
+        });
     };
     let file = std::fs::read(&path).map_err(WalError::io("read", &path))?;
     let (store, log) = read_file(&file, &path, cluster_id, sequence)?;

@@ -214,31 +214,37 @@ impl Engine {
 
     pub(crate) fn range_now(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse> {
         check::range(request)?;
-        let store = self.shared.published.load();
-        let mut response = store.range(request)?;
-        self.check_still_there(&store, request.revision)?;
+        let mut response = self.read(&[request.revision], |store| store.range(request))?;
         self.shared.fill(&mut response.header);
         Ok(response)
     }
 
     pub(crate) fn read_only_txn_now(&self, request: &pb::TxnRequest) -> Result<pb::TxnResponse> {
-        let store = self.shared.published.load();
-        let mut response = txn::read_only_txn(&store, request)?;
-        self.check_still_there(&store, oldest_revision(request))?;
+        let mut revisions = Vec::new();
+        explicit_revisions(request, &mut revisions);
+        let mut response = self.read(&revisions, |store| txn::read_only_txn(store, request))?;
         self.shared.fill(&mut response.header);
         Ok(response)
     }
 
-    /// Refuses an answer that was read at an old revision while compaction took that history away.
+    /// Reads a snapshot, again if compaction took history away meanwhile that the answer may rest on.
     ///
-    /// Compaction publishes its revision before it cuts anything off, so a reader that met a cut sees it here.
-    /// At the snapshot's own newest revision no history is read, so that is always there.
-    fn check_still_there(&self, store: &Store, revision: i64) -> Result<()> {
-        let is_old = 0 < revision && revision < store.revision();
-        if is_old && revision < self.shared.published.load().compact_revision() {
-            return Err(errors::compacted());
+    /// `revisions` are those that may be read. Compaction publishes its revision before it cuts anything off, so a
+    /// reader that met a cut sees it here. The second time the snapshot knows the compaction, and refuses what it
+    /// hides. At a snapshot's own newest revision no history is read, so that is always there.
+    fn read<T>(&self, revisions: &[i64], evaluate: impl Fn(&Store) -> Result<T>) -> Result<T> {
+        loop {
+            let store = self.shared.published.load();
+            let answer = evaluate(&store);
+            let mut history =
+                revisions.iter().filter(|at| (store.compact_revision()..store.revision()).contains(at));
+            // Mostly there is none, and the state need not be looked up again.
+            let Some(first) = history.next() else { return answer };
+            let compacted = self.shared.published.load().compact_revision();
+            if history.chain([first]).all(|at| *at >= compacted) {
+                return answer;
+            }
         }
-        Ok(())
     }
 
     pub(crate) async fn keep_alive(&self, id: i64) -> Result<pb::LeaseKeepAliveResponse> {
@@ -358,14 +364,15 @@ impl Drop for Engine {
     }
 }
 
-/// The lowest explicit revision that a transaction reads at, 0 if it has none.
-fn oldest_revision(request: &pb::TxnRequest) -> i64 {
-    let of = |op: &pb::RequestOp| match &op.request {
-        Some(pb::Request::RequestRange(range)) => range.revision.max(0),
-        Some(pb::Request::RequestTxn(inner)) => oldest_revision(inner),
-        _ => 0,
-    };
-    request.success.iter().chain(&request.failure).map(of).filter(|revision| *revision > 0).min().unwrap_or(0)
+/// The explicit revisions that any branch of a transaction reads at.
+fn explicit_revisions(request: &pb::TxnRequest, found: &mut Vec<i64>) {
+    for op in request.success.iter().chain(&request.failure) {
+        match &op.request {
+            Some(pb::Request::RequestRange(range)) if range.revision > 0 => found.push(range.revision),
+            Some(pb::Request::RequestTxn(inner)) => explicit_revisions(inner, found),
+            _ => {}
+        }
+    }
 }
 
 /// What opening a directory gives.

@@ -31,6 +31,7 @@ pub mod lease;
 pub mod mvcc;
 pub mod quota;
 pub mod range;
+pub mod serve;
 mod shard;
 mod shared;
 pub mod txn;

@@ -15,7 +15,7 @@ use crate::{
     mvcc::KeyRange,
     shared::Shared,
     txn,
-    watch::{Batch, Settings, Watcher},
+    watch::{Batch, Probe, Settings, Watcher},
 };
 
 /// etcd adds this to the request limit where it fragments watch responses (`grpcOverheadBytes`).
@@ -55,7 +55,7 @@ impl Shard for Engine {
     }
 
     fn watch(&self, request: pb::WatchCreateRequest) -> BoxFuture<'_, Result<WatchStream>> {
-        ready(Ok(self.watch_now(request))).boxed()
+        ready(Ok(self.watch_probed(request).0)).boxed()
     }
 
     fn lease_grant(&self, request: pb::LeaseGrantRequest) -> BoxFuture<'_, Result<pb::LeaseGrantResponse>> {
@@ -101,7 +101,8 @@ impl Shard for Engine {
 }
 
 impl Engine {
-    fn watch_now(&self, request: pb::WatchCreateRequest) -> WatchStream {
+    /// Opens a watcher, with a probe if it was created.
+    pub(crate) fn watch_probed(&self, request: pb::WatchCreateRequest) -> (WatchStream, Option<Probe>) {
         let shared = Arc::clone(&self.shared);
         match create(&shared, &request) {
             Err(reason) => {
@@ -113,7 +114,7 @@ impl Engine {
                     cancel_reason: reason.to_owned(),
                     ..Default::default()
                 };
-                stream::iter([Ok(refused)]).boxed()
+                (stream::iter([Ok(refused)]).boxed(), None)
             }
             Ok((watcher, revision)) => {
                 let created = pb::WatchResponse {
@@ -122,8 +123,8 @@ impl Engine {
                     created: true,
                     ..Default::default()
                 };
-                let mut ready = VecDeque::new();
-                ready.push_back(created);
+                let probe = watcher.probe();
+                let ready = VecDeque::from([created]);
                 let interval = self.config.progress_interval;
                 let streaming = Streaming {
                     shared,
@@ -139,11 +140,11 @@ impl Engine {
                         Progress { interval: interval + jitter, at: Instant::now() + interval + jitter }
                     }),
                 };
-                stream::unfold(streaming, |mut streaming| async move {
+                let responses = stream::unfold(streaming, |mut streaming| async move {
                     let response = streaming.next().await?;
                     Some((Ok(response), streaming))
-                })
-                .boxed()
+                });
+                (responses.boxed(), Some(probe))
             }
         }
     }

@@ -4,6 +4,9 @@ use std::{collections::VecDeque, sync::Arc};
 
 use super::Version;
 
+/// The revision of the first write: an empty store is at revision 1.
+pub const FIRST_EVENT_REVISION: i64 = 2;
+
 /// What one revision changed, in the order of the changes.
 #[derive(Debug, Clone)]
 pub enum Changes {

@@ -13,7 +13,7 @@ mod write;
 #[cfg(test)]
 mod model_tests;
 
-pub use events::{Changes, EventLog};
+pub use events::{Changes, EventLog, FIRST_EVENT_REVISION};
 pub use key_range::KeyRange;
 pub use store::{Alarm, Lease, Restore, Store};
 pub use version::{StoredVersion, VERSION_OVERHEAD_BYTES, Version};

@@ -7,7 +7,7 @@ use imbl::{OrdMap, OrdSet};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
 
-use super::{EventLog, Version, key_range::bounds, write::WriteTxn};
+use super::{EventLog, FIRST_EVENT_REVISION, Version, key_range::bounds, write::WriteTxn};
 use crate::{errors, range};
 
 /// Where the index points at for one key.
@@ -389,7 +389,7 @@ impl Restore {
     /// The store and its history from the compaction on.
     pub fn finish(mut self) -> (Store, EventLog) {
         self.store.size = self.store.size_in_use;
-        let first = self.store.compact_revision.max(2);
+        let first = self.store.compact_revision.max(FIRST_EVENT_REVISION);
         let mut log = EventLog::new(first);
         self.history.sort_unstable_by_key(|version| (version.mod_revision, version.sub));
         let mut versions = self.history.into_iter().peekable();

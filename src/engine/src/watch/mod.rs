@@ -9,4 +9,4 @@ mod registry;
 mod stream;
 
 pub use registry::Registry;
-pub use stream::{Batch, Settings, Watcher};
+pub use stream::{Batch, Probe, Settings, Watcher};

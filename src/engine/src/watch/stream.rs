@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use sharded_etcd_etcd_api::messages as pb;
 
-use super::registry::Registration;
+use super::registry::{Handle, Registration};
 use crate::{
-    mvcc::{KeyRange, Version},
+    mvcc::{FIRST_EVENT_REVISION, KeyRange, Version},
     shared::Shared,
 };
 
@@ -52,8 +52,28 @@ pub struct Watcher {
     shared: Arc<Shared>,
     registration: Registration,
     settings: Settings,
+    /// The first revision that the request asks for.
+    start: i64,
     /// The first revision that may be delivered.
     next: i64,
+    /// Whether the start lies in the past and was not compared with the compaction yet. Later a watcher is served as
+    /// long as the history it needs is still there, which is a little longer.
+    starts_in_past: bool,
+}
+
+/// Tells how far a watcher is.
+#[derive(Debug, Clone)]
+pub struct Probe {
+    handle: Arc<Handle>,
+    start: i64,
+}
+
+impl Probe {
+    /// Whether the watcher has taken out everything up to `revision`, up to which watchers were marked, and has not
+    /// to wait for its start, as etcd's progress has it.
+    pub fn has_seen(&self, revision: i64) -> bool {
+        self.handle.pending() == 0 && revision >= self.start
+    }
 }
 
 impl Watcher {
@@ -64,10 +84,11 @@ impl Watcher {
         let registration = shared.watchers.register(range);
         let current = shared.published.load().revision();
         let next = if start_revision == 0 { current + 1 } else { start_revision };
-        let watcher = Self { shared, registration, settings, next };
-        if start_revision != 0 && start_revision <= current {
-            watcher.registration.handle.set_pending(start_revision);
+        let starts_in_past = start_revision != 0 && start_revision <= current;
+        if starts_in_past {
+            registration.handle.set_pending(start_revision);
         }
+        let watcher = Self { shared, registration, settings, start: start_revision, next, starts_in_past };
         (watcher, current)
     }
 
@@ -75,7 +96,12 @@ impl Watcher {
     pub fn progress(&self) -> Option<i64> {
         // The order matters: what is published after this load may not be marked yet.
         let revision = self.shared.marked_revision();
-        (self.registration.handle.pending() == 0 && revision + 1 >= self.next).then_some(revision)
+        self.probe().has_seen(revision).then_some(revision)
+    }
+
+    /// Something that tells how far the watcher is while somebody else polls it.
+    pub fn probe(&self) -> Probe {
+        Probe { handle: Arc::clone(&self.registration.handle), start: self.start }
     }
 
     /// Waits for the next batch. Cancel safe. None when the engine is closed.
@@ -100,6 +126,12 @@ impl Watcher {
                 return None;
             }
             let from = pending.max(self.next);
+            if std::mem::take(&mut self.starts_in_past) {
+                let compact_revision = self.shared.published.load().compact_revision();
+                if from < compact_revision {
+                    return Some(Batch::Compacted { compact_revision });
+                }
+            }
             let mut scan = match self.scan(from) {
                 Ok(scan) => scan,
                 Err(compact_revision) => return Some(Batch::Compacted { compact_revision }),
@@ -124,6 +156,8 @@ impl Watcher {
     /// Collects what concerns this watcher from `from` on; the compaction's revision if that is gone.
     fn scan(&self, from: i64) -> Result<Scan, i64> {
         let log = self.shared.log.read();
+        // Nothing ever happened before, so that is not missing.
+        let from = from.max(FIRST_EVENT_REVISION);
         if from < log.first_revision() {
             return Err(self.shared.published.load().compact_revision());
         }

@@ -4,5 +4,6 @@
 mod durability;
 mod kv;
 mod lease;
+mod serve;
 mod support;
 mod watch;

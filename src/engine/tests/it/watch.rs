@@ -43,6 +43,16 @@ async fn from_the_past_and_on_into_the_present() {
 }
 
 #[tokio::test]
+async fn from_the_revision_of_the_empty_store() {
+    let fixture = start().await;
+    fixture.put("a", "1").await;
+    let mut watch = fixture.watch(pb::WatchCreateRequest { start_revision: 1, ..watch_all() }).await;
+    assert_eq!(events(&mut watch, 1).await, ["+a@2"]);
+    fixture.put("a", "2").await;
+    assert_eq!(events(&mut watch, 1).await, ["+a@3"]);
+}
+
+#[tokio::test]
 async fn from_a_revision_to_come() {
     let fixture = start().await;
     let mut watch = fixture.watch(pb::WatchCreateRequest { start_revision: 4, ..watch_all() }).await;

@@ -1,0 +1,82 @@
+//! `etcdserverpb.KV`.
+
+use futures::{StreamExt, stream};
+use prost::Message;
+use sharded_etcd_etcd_api::{etcdserverpb::kv_server::Kv, messages as pb};
+use sharded_etcd_shard::Shard;
+use tonic::{Request, Response, Status};
+
+use super::{Service, status};
+use crate::range::{has_revision_filters, is_default_order};
+
+/// About how large one part of a streamed range is.
+const CHUNK_BYTES: usize = 1 << 20;
+
+#[tonic::async_trait]
+impl Kv for Service {
+    async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+        self.engine.range(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    type RangeStreamStream = stream::BoxStream<'static, Result<pb::RangeStreamResponse, Status>>;
+
+    async fn range_stream(
+        &self,
+        request: Request<pb::RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let request = request.into_inner();
+        crate::check::range(&request).map_err(status)?;
+        if !is_default_order(&request) {
+            return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
+        }
+        if has_revision_filters(&request) {
+            return Err(Status::unimplemented("RangeStream does not support revision filters"));
+        }
+        let whole = self.engine.range(request).await.map_err(status)?;
+        let parts =
+            chunks(whole).into_iter().map(|part| Ok(pb::RangeStreamResponse { range_response: Some(part) }));
+        Ok(Response::new(stream::iter(parts).boxed()))
+    }
+
+    async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
+        self.engine.put(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<pb::DeleteRangeRequest>,
+    ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
+        self.engine.delete_range(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
+        self.engine.txn(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn compact(
+        &self,
+        request: Request<pb::CompactionRequest>,
+    ) -> Result<Response<pb::CompactionResponse>, Status> {
+        self.engine.compact(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+}
+
+/// Splits an answer; header, `more` and `count` are in the last part only, as etcd has it.
+fn chunks(whole: pb::RangeResponse) -> Vec<pb::RangeResponse> {
+    let (mut parts, mut part, mut bytes) = (Vec::new(), pb::RangeResponse::default(), 0);
+    for kv in whole.kvs {
+        if bytes >= CHUNK_BYTES {
+            parts.push(std::mem::take(&mut part));
+            bytes = 0;
+        }
+        bytes += kv.encoded_len();
+        part.kvs.push(kv);
+    }
+    parts.push(pb::RangeResponse {
+        header: whole.header,
+        more: whole.more,
+        count: whole.count,
+        kvs: part.kvs,
+    });
+    parts
+}

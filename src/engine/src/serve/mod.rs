@@ -1,0 +1,89 @@
+//! The engine as an etcd server over gRPC, for etcdctl, clients in other processes, and tests.
+
+mod admin;
+mod kv;
+mod lease;
+mod watch;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use sharded_etcd_etcd_api::etcdserverpb::{
+    cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
+    maintenance_server::MaintenanceServer, watch_server::WatchServer,
+};
+use sharded_etcd_shard::ShardError;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Status,
+    transport::{Server, server::TcpIncoming},
+};
+
+use crate::Engine;
+
+/// etcd lets a message be this much larger than a request (`grpcOverheadBytes`).
+const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
+
+/// Why serving ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The listener has no address.
+    #[error("cannot read the address of the listener")]
+    Address(#[source] std::io::Error),
+    /// The HTTP/2 server failed.
+    #[error("cannot serve on {address}")]
+    Transport {
+        /// Where it listened.
+        address: SocketAddr,
+        /// What failed.
+        #[source]
+        source: tonic::transport::Error,
+    },
+}
+
+/// Serves etcd's KV, Watch, Lease, Maintenance and Cluster services until `shutdown`; open watches end then.
+///
+/// The engine stays open. There is no TLS and no authentication: listen on a loopback address only.
+///
+/// # Errors
+/// When the listener or the HTTP/2 server fails.
+pub async fn serve(
+    engine: Arc<Engine>,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    let address = listener.local_addr().map_err(ServeError::Address)?;
+    let bytes_max = engine.config.max_request_bytes.saturating_add(GRPC_OVERHEAD_BYTES);
+    let service = Service { engine, address, shutdown: shutdown.clone() };
+    Server::builder()
+        .add_service(KvServer::new(service.clone()).max_decoding_message_size(bytes_max))
+        .add_service(WatchServer::new(service.clone()).max_decoding_message_size(bytes_max))
+        .add_service(LeaseServer::new(service.clone()))
+        .add_service(MaintenanceServer::new(service.clone()))
+        .add_service(ClusterServer::new(service))
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            shutdown.cancelled_owned(),
+        )
+        .await
+        .map_err(|source| ServeError::Transport { address, source })
+}
+
+/// What every service needs.
+#[derive(Clone)]
+struct Service {
+    engine: Arc<Engine>,
+    address: SocketAddr,
+    shutdown: CancellationToken,
+}
+
+/// The error as gRPC carries it. (A function: both types belong to other crates.)
+fn status(error: ShardError) -> Status {
+    Status::new(error.code, error.message)
+}
+
+fn not_here(call: &str) -> Status {
+    Status::unimplemented(format!(
+        "{call} is not available on an embedded engine, which has one member and no raft"
+    ))
+}
