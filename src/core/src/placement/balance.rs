@@ -1,15 +1,19 @@
 //! Moves for balance: from shards above their share to shards below it.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use super::{
-    model::{Cut, Load, Measure, Model, Part, PartAt, Shard, ShardAt},
+    model::{Choice, Load, Measure, Model, Part, PartAt, Piece, Shard, ShardAt},
     planner::Waits,
-    text::{bytes_text, ratio_text},
+    text::{bytes_text, count_text, ratio_text},
 };
 
 /// Shards looked at on the other side of a need: the neediest suffice, and the work stays bounded.
 const PARTNERS_MAX: usize = 4;
+/// Ranges of a shard looked at first: so many of the largest, and so many of those that fit best as a whole.
+const RANGES_MAX: usize = 32;
 /// Deviations are reckoned in millionths of a mean shard.
 const SCALE: i128 = 1_000_000;
 
@@ -36,8 +40,17 @@ struct Need {
 
 /// Plans moves until no shard that could be helped is above or below its share.
 pub(super) fn balance(model: &mut Model<'_>, waits: &mut Waits) {
+    // Needs for which every range was looked at in vain. On shards with very many ranges that is the long part, and
+    // what is planned for other needs seldom changes it.
+    let mut hopeless = BTreeSet::new();
     while !model.full() {
-        let found = needs(model).into_iter().find_map(|need| best(model, need).map(|choice| (need, choice)));
+        let found = needs(model).into_iter().find_map(|need| {
+            let mut choice = best(model, need, RANGES_MAX);
+            if choice.is_none() && hopeless.insert((need.shard, need.measure, need.gives)) {
+                choice = best(model, need, usize::MAX);
+            }
+            choice.map(|choice| (need, choice))
+        });
         let Some((need, choice)) = found else { break };
         carry_out(model, need, &choice);
     }
@@ -46,31 +59,41 @@ pub(super) fn balance(model: &mut Model<'_>, waits: &mut Waits) {
     }
 }
 
-/// What is moved: a whole part, or a piece of one.
-#[derive(Debug)]
-pub(super) struct Choice {
-    pub(super) part: PartAt,
-    pub(super) piece: Piece,
-    pub(super) to: ShardAt,
+/// The parts of `from` to look at: all if they are few, else the largest and those that come closest to what is
+/// wanted, in no particular order.
+fn shortlist(model: &Model<'_>, need: Need, from: ShardAt, to: ShardAt, max: usize) -> Vec<PartAt> {
+    let load = |at: &PartAt| model.parts[*at].load.of(need.measure);
+    let mut parts =
+        model.shards[from].parts.iter().copied().filter(|at| is_free(&model.parts[*at])).collect::<Vec<_>>();
+    if parts.len() <= max.saturating_mul(2) {
+        return parts;
+    }
+    let start = |at: &PartAt| model.parts[*at].range.start.as_ref();
+    parts.select_nth_unstable_by(max, |a, b| load(b).cmp(&load(a)).then_with(|| start(a).cmp(start(b))));
+    let (giver, taker) = (&model.shards[from], &model.shards[to]);
+    let excess = giver.load.of(need.measure).saturating_sub(giver.target.of(need.measure));
+    let room = taker.target.of(need.measure).saturating_sub(taker.load.of(need.measure));
+    let distance = |at: &PartAt| load(at).abs_diff(excess.min(room));
+    parts[max..].select_nth_unstable_by(max, |a, b| {
+        distance(a).cmp(&distance(b)).then_with(|| start(a).cmp(start(b)))
+    });
+    parts.truncate(max * 2);
+    parts
 }
 
-/// A part, or what is left or right of a cut in it.
-#[derive(Debug, Clone)]
-pub(super) enum Piece {
-    Whole,
-    Left(Cut),
-    Right(Cut),
+/// True if the part may be moved for balance.
+fn is_free(part: &Part) -> bool {
+    !part.moving && !part.settled && part.pinned.is_none()
 }
 
 /// Why one choice is taken rather than another; the first field that differs decides, less is better.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Preference {
-    /// The taker would end clearly above its share, or the giver clearly below.
+    /// The taker would end clearly above its share, or the giver clearly below (or they would not, where nothing else
+    /// helps enough).
     overshoots: bool,
-    /// Clearly less of the imbalance goes than with the best choice.
-    far_from_best: bool,
-    /// A range has to be split, which leaves one more.
-    splits: bool,
+    /// How much of the imbalance goes, and whether a range has to be split for it, which leaves one more.
+    rank: Rank,
     /// No neighbour of the piece is on the taker, so nothing can be merged there later.
     apart: bool,
     /// The least data.
@@ -79,6 +102,34 @@ struct Preference {
     /// No reason, but always the same.
     start: Bytes,
     to: ShardAt,
+}
+
+/// How good a choice is compared with what the best one takes away. Ranges that are there already may do clearly less:
+/// fewer splits, and that a piece has just been split off does not make the next plan think again.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// A whole range, and as good as the best.
+    WholeAndBest,
+    /// A whole range, and at least three quarters as good as the best.
+    WholeAndGood,
+    /// Needs a split, and is as good as the best.
+    PieceAndBest,
+    /// All others.
+    Other,
+}
+
+impl Rank {
+    fn of(piece: &Piece, gain: i128, best: i128, go_beyond: bool) -> Self {
+        let is_best = gain * 33 >= best * 32;
+        // Beyond the goal nothing but the best will do.
+        let is_good = gain * 4 >= best * 3 && !go_beyond;
+        match piece {
+            Piece::Whole if is_best => Self::WholeAndBest,
+            Piece::Whole if is_good => Self::WholeAndGood,
+            Piece::Left(_) | Piece::Right(_) if is_best => Self::PieceAndBest,
+            _ => Self::Other,
+        }
+    }
 }
 
 fn scale(model: &Model<'_>, measure: Measure) -> i128 {
@@ -100,11 +151,13 @@ fn deviation(model: &Model<'_>, shard: &Shard, measure: Measure) -> i128 {
 fn needs(model: &Model<'_>) -> Vec<Need> {
     let mut needs = Vec::new();
     for (at, shard) in model.shards.iter().enumerate().filter(|(_, s)| s.takes()) {
-        for measure in Measure::ALL {
-            let (load, target) = (shard.load.of(measure), shard.target.of(measure));
-            let matters = load.abs_diff(target) >= model.tolerance(measure).max(1);
-            let gives = above(load, target);
-            if matters && (gives || below(load, target)) {
+        let counted = Measure::ALL.into_iter().filter(|m| counts(model, *m));
+        let matters = |m: Measure| shard.load.of(m).abs_diff(shard.target.of(m)) >= model.tolerance(m).max(1);
+        // Who has enough of one measure is not given more for the sake of the other.
+        let is_low = counted.clone().all(|m| below(shard.load.of(m), shard.target.of(m)));
+        for measure in counted.filter(|m| matters(*m)) {
+            let gives = above(shard.load.of(measure), shard.target.of(measure));
+            if gives || is_low {
                 let distance = deviation(model, shard, measure).abs();
                 needs.push(Need { shard: at, measure, gives, distance });
             }
@@ -114,16 +167,16 @@ fn needs(model: &Model<'_>) -> Vec<Need> {
     needs
 }
 
-/// The best move that helps with a need; `None` if there is none that is worth it.
-fn best(model: &Model<'_>, need: Need) -> Option<Choice> {
+/// The best move that helps with a need, among `ranges_max` ranges of each kind; `None` if there is none that is worth it.
+fn best(model: &Model<'_>, need: Need, ranges_max: usize) -> Option<Choice> {
     let partners = partners(model, need);
     let mut candidates = Vec::new();
     for partner in partners {
         let (from, to) = if need.gives { (need.shard, partner) } else { (partner, need.shard) };
-        for part in &model.shards[from].parts {
-            pieces(model, *part, to, |piece, load| {
+        for part in shortlist(model, need, from, to, ranges_max) {
+            pieces(model, part, to, |piece, load| {
                 if let Some((gain, overshoots)) = gain(model, from, to, load, need) {
-                    candidates.push((gain, overshoots, load, Choice { part: *part, piece, to }));
+                    candidates.push((gain, overshoots, load, Choice { part, piece, to }));
                 }
             });
         }
@@ -131,14 +184,16 @@ fn best(model: &Model<'_>, need: Need) -> Option<Choice> {
     let best_gain = |overshooting: bool| {
         candidates.iter().filter(|(_, o, _, _)| *o == overshooting).map(|(gain, _, _, _)| *gain).max()
     };
-    let best_gain = best_gain(false).or(best_gain(true))?;
+    // Large pieces first, also beyond the goal if there is no other way: small ones moved before would have to go back.
+    let (within, beyond) = (best_gain(false).unwrap_or(0), best_gain(true).unwrap_or(0));
+    let go_beyond = within * 2 < beyond;
+    let best_gain = if go_beyond { beyond } else { within };
     let preferred = candidates.into_iter().min_by_key(|(gain, overshoots, load, choice)| {
         let part = &model.parts[choice.part];
         Preference {
-            overshoots: *overshoots,
-            far_from_best: *gain * 33 < best_gain * 32,
-            splits: !matches!(choice.piece, Piece::Whole),
-            apart: !model.touches(part, choice.to),
+            overshoots: *overshoots != go_beyond,
+            rank: Rank::of(&choice.piece, *gain, best_gain, go_beyond),
+            apart: !model.touches(part, &choice.piece, choice.to),
             bytes: load.bytes,
             keys: load.keys,
             start: match &choice.piece {
@@ -171,9 +226,6 @@ fn partners(model: &Model<'_>, need: Need) -> Vec<ShardAt> {
 /// that come closest to what one has too much and the other too little of, and to what one move carries.
 fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, mut take: impl FnMut(Piece, Load)) {
     let part = &model.parts[at];
-    if part.moving || part.settled || part.pinned.is_some() {
-        return;
-    }
     let max = model.limits.move_bytes_max;
     let indivisible = part.scanned() && part.cuts() == 0;
     if part.load.bytes <= max || indivisible {
@@ -189,10 +241,11 @@ fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, mut take: impl FnMut(Piece
             return;
         }
         let right = part.load.minus(cut.left);
-        if cut.left.bytes <= max {
+        // A piece without a cut in it may be too large for one move: the next scan finds more cuts, or there are none.
+        if cut.left.bytes <= max || i == 0 {
             take(Piece::Left(cut.clone()), cut.left);
         }
-        if right.bytes <= max {
+        if right.bytes <= max || i + 1 == part.cuts() {
             take(Piece::Right(cut), right);
         }
     };
@@ -230,14 +283,14 @@ fn gain(model: &Model<'_>, from: ShardAt, to: ShardAt, load: Load, need: Need) -
         size += step * step;
         let is_over = |load: u64, target: u64| {
             let beyond = load.saturating_sub(target);
-            u128::from(beyond) * 10 > u128::from(target) && beyond > tolerance
+            u128::from(beyond) * 10 > u128::from(target) && beyond >= tolerance
         };
         let (gives, takes) = (giver.target.of(measure), taker.target.of(measure));
         let left = giver.load.of(measure).saturating_sub(moved);
-        let is_under = u128::from(left) * 10 < u128::from(gives) * 9 && gives - left > tolerance;
+        let is_under = u128::from(left) * 10 < u128::from(gives) * 9 && gives - left >= tolerance;
         overshoots |= moved > 0 && (is_over(taker.load.of(measure) + moved, takes) || is_under);
         // Nothing is moved for crumbs, unless they are a fair part of what is too much.
-        worth_it |= moved >= tolerance.max(1) || (measure == need.measure && step * 20 >= need.distance);
+        worth_it |= measure == need.measure && (moved >= tolerance.max(1) || step * 5 >= need.distance);
     }
     // Without this a piece twice the difference could be thrown to and fro: what it takes away must be clearly more
     // than what it could bring when the loads drift a little.
@@ -262,26 +315,7 @@ fn carry_out(model: &mut Model<'_>, need: Need, choice: &Choice) {
             share(taker)
         )
     };
-    cut_and_move(model, choice, reason);
-}
-
-/// Splits if need be, and moves.
-pub(super) fn cut_and_move(model: &mut Model<'_>, choice: &Choice, reason: String) {
-    let to = model.shards[choice.to].name.clone();
-    let why =
-        |load: Load| format!("so that {} keys, {}, can move to {to}", load.keys, bytes_text(load.bytes));
-    let moved = match &choice.piece {
-        Piece::Whole => choice.part,
-        Piece::Left(cut) => {
-            model.split(choice.part, cut.at.clone(), why(cut.left));
-            choice.part
-        }
-        Piece::Right(cut) => {
-            let right = model.parts[choice.part].load.minus(cut.left);
-            model.split(choice.part, cut.at.clone(), why(right))
-        }
-    };
-    model.move_part(moved, choice.to, reason);
+    model.approach(choice, reason);
 }
 
 /// Says why shards stay above or below their share.
@@ -294,7 +328,7 @@ fn explain(model: &Model<'_>, waits: &mut Waits) {
             }
             let tolerance = model.tolerance(measure);
             let amount = |n: u64| match measure {
-                Measure::Keys => format!("{n} keys"),
+                Measure::Keys => count_text(n, "key"),
                 Measure::Bytes => bytes_text(n),
             };
             let head = format!("it has {}, {} × its share", amount(load), ratio_text(load, share));

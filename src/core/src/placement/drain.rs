@@ -5,8 +5,7 @@ use std::cmp::Reverse;
 use bytes::Bytes;
 
 use super::{
-    balance::{Choice, Piece, cut_and_move},
-    model::{Load, Measure, Model, Part, PartAt, Shard, ShardAt},
+    model::{Choice, Load, Measure, Model, Part, PartAt, Piece, Shard, ShardAt},
     planner::Waits,
 };
 
@@ -39,7 +38,7 @@ pub(super) fn drain(model: &mut Model<'_>, waits: &mut Waits) {
             let Some(choice) = best(model, from) else { break };
             let (giver, taker) = (&model.shards[from], &model.shards[choice.to]);
             let reason = format!("{} leaves; {} has room", giver.name, taker.name);
-            cut_and_move(model, &choice, reason);
+            model.approach(&choice, reason);
         }
         let free = model.shards[from].parts.iter().any(|part| is_free(&model.parts[*part]));
         if free && !model.shards.iter().any(Shard::takes) {
@@ -129,9 +128,9 @@ fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, take: &mut impl FnMut(Piec
             take(piece, load);
         }
     }
-    // Cut points, but all of them in a useless place: better whole than never.
-    if !cut_somewhere && !carries(part.load) && part.cuts() > 0 {
-        take(Piece::Whole, part.load);
+    // All pieces too large for one move: the scan that follows the split finds more cuts, or there are none.
+    if let Some((load, piece)) = left_of(0).filter(|_| !cut_somewhere && !carries(part.load)) {
+        take(piece, load);
     }
 }
 
@@ -140,7 +139,8 @@ fn overshoot(model: &Model<'_>, to: ShardAt, load: Load) -> u64 {
     let shard = &model.shards[to];
     let over = |measure: Measure| {
         let target = shard.target.of(measure);
-        let most = target.saturating_add((target / 10).max(model.tolerance(measure)));
+        // Within what balance leaves alone: else it would have to move a part of it once more.
+        let most = target.saturating_add((target / 10).max(model.tolerance(measure) / 2));
         let beyond = shard.load.of(measure).saturating_add(load.of(measure)).saturating_sub(most);
         let mean = u128::from(model.mean(measure)).max(1);
         u64::try_from((u128::from(beyond) * 1000).div_ceil(mean)).unwrap_or(u64::MAX)
@@ -154,7 +154,7 @@ fn preference(model: &Model<'_>, part: &Part, piece: &Piece, load: Load, to: Sha
         overshoot: overshoot(model, to, load),
         splits: !matches!(piece, Piece::Whole),
         size: Reverse(u64::try_from(size.into_iter().max().unwrap_or(0)).unwrap_or(u64::MAX)),
-        apart: !model.touches(part, to),
+        apart: !model.touches(part, piece, to),
         start: match piece {
             Piece::Whole | Piece::Left(_) => part.range.start.clone(),
             Piece::Right(cut) => cut.at.clone(),

@@ -8,10 +8,11 @@
 //!
 //! # Guarantees
 //! - Deterministic: the same input gives the same plan.
-//! - Consistent: what remains of a plan after its first step is the plan for the state after that step.
-//! - Converging: on data that stands still, repeating this ends, and no range goes back to where it came from.
+//! - Consistent: what remains of a plan after its first step is in the plan for the state after that step.
+//! - Converging: on data that stands still, repeating this ends.
 //! - Damped: a step for balance is planned only if it takes away clearly more imbalance than a part of that size could
-//!   make elsewhere, so that a difference has to grow anew before anything moves back.
+//!   make elsewhere, so that a difference has to grow anew before anything moves back; and what is observed as moved
+//!   recently does not move for balance at all, so no range goes to and fro.
 //! - Explained: every step and everything that is not done has a reason in words, with figures.
 //!
 //! # Policy, in this order

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 
-use super::{Action, CutPoint, Limits, Observation, ShardState, Step};
+use super::{Action, CutPoint, Limits, Observation, ShardState, Step, text::load_text};
 use crate::{
     keyspace::{KeyRange, Rid},
     topology::{Topology, shard_index, shard_name},
@@ -66,6 +66,8 @@ pub(super) struct Shard {
     /// The topology does not want it any more.
     pub(super) leaves: bool,
     pub(super) weight: u64,
+    /// What it holds now.
+    pub(super) held: Load,
     /// What it holds once the moves under way and the steps planned so far are done.
     pub(super) load: Load,
     /// The share of it that cannot go anywhere else.
@@ -92,6 +94,7 @@ impl Shard {
             state,
             leaves,
             weight: u64::from(weight.max(1)),
+            held: Load::default(),
             load: Load::default(),
             fixed: Load::default(),
             target: Load::default(),
@@ -155,6 +158,22 @@ pub(super) struct Cut {
     pub(super) left: Load,
 }
 
+/// What is moved: a whole part, or a piece of one.
+#[derive(Debug)]
+pub(super) struct Choice {
+    pub(super) part: PartAt,
+    pub(super) piece: Piece,
+    pub(super) to: ShardAt,
+}
+
+/// A part, or what is left or right of a cut in it.
+#[derive(Debug, Clone)]
+pub(super) enum Piece {
+    Whole,
+    Left(Cut),
+    Right(Cut),
+}
+
 impl Part {
     /// True if its cut points are known (there may be none).
     pub(super) fn scanned(&self) -> bool {
@@ -166,9 +185,9 @@ impl Part {
         self.cuts.to - self.cuts.from
     }
 
-    /// The cut point with this index, below [`Part::cuts`].
+    /// The cut point with this index, if there are that many.
     pub(super) fn cut(&self, i: usize) -> Option<Cut> {
-        let cut = self.cuts.all.as_ref()?.get(self.cuts.from + i)?;
+        let cut = self.cuts.all.as_ref()?.get(self.cuts.from..self.cuts.to)?.get(i)?;
         let left = Load { keys: cut.keys_before, bytes: cut.bytes_before }.minus(self.cuts.before);
         // An observation that contradicts itself must not make load out of nothing.
         let left = Load { keys: left.keys.min(self.load.keys), bytes: left.bytes.min(self.load.bytes) };
@@ -213,6 +232,10 @@ pub(super) struct Model<'a> {
     pub(super) steps: Vec<Step>,
     /// Over all shards, moves under way included.
     pub(super) total: Load,
+    /// Shards that are to hold data.
+    holders: u64,
+    /// Sum of their weights.
+    weights: u64,
 }
 
 impl<'a> Model<'a> {
@@ -263,12 +286,16 @@ impl<'a> Model<'a> {
                 next: (nth + 1 < observation.ranges.len()).then_some(nth + 1),
                 previous: nth.checked_sub(1),
             });
+            let owner = at(&mut shards, &view.shard);
+            shards[owner].held = shards[owner].held.plus(load);
             shards[shard].parts.push(nth);
             shards[shard].load = shards[shard].load.plus(load);
             total = total.plus(load);
         }
         let wanted = topology.wanted_boundaries();
-        Self { topology, limits, shards, parts, wanted, pins, steps: Vec::new(), total }
+        let holders = shards.iter().filter(|s| s.holds()).count() as u64;
+        let weights = shards.iter().filter(|s| s.holds()).map(|s| s.weight).sum();
+        Self { topology, limits, shards, parts, wanted, pins, steps: Vec::new(), total, holders, weights }
     }
 
     /// True if the plan has no room for another two steps.
@@ -286,15 +313,13 @@ impl<'a> Model<'a> {
 
     /// Mean of the shards that are to hold data.
     pub(super) fn mean(&self, measure: Measure) -> u64 {
-        let holders = self.shards.iter().filter(|s| s.holds()).count().max(1) as u64;
-        self.total.of(measure) / holders
+        self.total.of(measure) / self.holders.max(1)
     }
 
     /// What `shard` would hold if every holder held what its weight says.
     pub(super) fn share(&self, shard: &Shard, measure: Measure) -> u64 {
-        let weights: u64 = self.shards.iter().filter(|s| s.holds()).map(|s| s.weight).sum();
         let share =
-            u128::from(self.total.of(measure)) * u128::from(shard.weight) / u128::from(weights.max(1));
+            u128::from(self.total.of(measure)) * u128::from(shard.weight) / u128::from(self.weights.max(1));
         u64::try_from(share).unwrap_or(u64::MAX)
     }
 
@@ -368,10 +393,29 @@ impl<'a> Model<'a> {
         self.shards[to].load = self.shards[to].load.plus(load);
     }
 
-    /// True if `part` touches a range of `shard`.
-    pub(super) fn touches(&self, part: &Part, shard: ShardAt) -> bool {
+    /// Plans the next step towards a choice, and carries it out: the move if it is a whole part, else the split. What
+    /// follows the split is decided anew, as it will be when the split is done and observed.
+    pub(super) fn approach(&mut self, choice: &Choice, reason: String) {
+        let (Piece::Left(cut) | Piece::Right(cut)) = &choice.piece else {
+            return self.move_part(choice.part, choice.to, reason);
+        };
+        let load = match choice.piece {
+            Piece::Right(_) => self.parts[choice.part].load.minus(cut.left),
+            _ => cut.left,
+        };
+        let to = &self.shards[choice.to].name;
+        let why = format!("so that {} can move to {to}", load_text(load.keys, load.bytes));
+        self.split(choice.part, cut.at.clone(), why);
+    }
+
+    /// True if a neighbour of the piece of `part` is on `shard`.
+    pub(super) fn touches(&self, part: &Part, piece: &Piece, shard: ShardAt) -> bool {
         let is_there = |neighbour: Option<PartAt>| neighbour.is_some_and(|n| self.parts[n].shard == shard);
-        is_there(part.next) || is_there(part.previous)
+        match piece {
+            Piece::Whole => is_there(part.next) || is_there(part.previous),
+            Piece::Left(_) => is_there(part.previous),
+            Piece::Right(_) => is_there(part.next),
+        }
     }
 
     /// Sets what each shard should hold: what cannot go elsewhere stays, the rest is poured in so that all that take

@@ -53,7 +53,8 @@ pub struct RangeView {
     /// Bytes of keys and values.
     pub bytes: u64,
     /// Where it could be split, in key order, with what lies before each point: what [`super::CutScan`] gives.
-    /// `None`: not known, as the range was not scanned; the range is then never split for its size.
+    /// `None`: not known, as the range was not scanned since it came to be; it is then never split for its size, and
+    /// not moved for balance if it is too large for one move.
     pub cuts: Option<Vec<CutPoint>>,
     /// Name of the shard that a move under way takes it to.
     pub moving_to: Option<String>,

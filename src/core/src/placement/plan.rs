@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::text::bytes_text;
+use super::text::{bytes_text, load_text};
 use crate::keyspace::{KeyRange, Printable, Rid};
 
 /// What to do next, and why the rest is not done. Immutable: after any change a new one is made.
@@ -133,7 +133,7 @@ impl fmt::Display for Step {
             Action::Move { range, to, .. } => write!(f, "move {range} from {} to {to}", self.from)?,
             Action::Merge { range, .. } => write!(f, "merge into {range} on {}", self.from)?,
         }
-        write!(f, " ({} keys, {}): {}", self.keys, bytes_text(self.bytes), self.reason)
+        write!(f, " ({}): {}", load_text(self.keys, self.bytes), self.reason)
     }
 }
 

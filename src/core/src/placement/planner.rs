@@ -77,16 +77,16 @@ impl Waits {
 fn above_mean(model: &Model<'_>, shard: ShardAt, measure: Measure) -> bool {
     let shard = &model.shards[shard];
     if !shard.holds() {
-        return shard.load.of(measure) > 0;
+        return shard.held.of(measure) > 0;
     }
     let share = model.share(shard, measure);
-    let load = shard.load.of(measure);
+    let load = shard.held.of(measure);
     balance::above(load, share) && load - share >= model.tolerance(measure)
 }
 
 fn figures(model: &Model<'_>, measure: Measure) -> Figures {
     let percent = |shard: &super::model::Shard| {
-        let (load, share) = (u128::from(shard.load.of(measure)), u128::from(model.share(shard, measure)));
+        let (load, share) = (u128::from(shard.held.of(measure)), u128::from(model.share(shard, measure)));
         if load == 0 { 0 } else { u64::try_from(load * 100 / share.max(1)).unwrap_or(u64::MAX) }
     };
     let holders = model.shards.iter().filter(|s| s.holds());
@@ -96,7 +96,7 @@ fn figures(model: &Model<'_>, measure: Measure) -> Figures {
         total: model.total.of(measure),
         mean: model.mean(measure),
         highest_shard: highest.map(|s| s.name.clone()).unwrap_or_default(),
-        highest: highest.map_or(0, |s| s.load.of(measure)),
+        highest: highest.map_or(0, |s| s.held.of(measure)),
         highest_percent: if model.total.of(measure) == 0 { 100 } else { highest.map_or(0, percent) },
     }
 }
@@ -108,7 +108,7 @@ fn report_shards(model: &Model<'_>, waits: &mut Waits) {
                 &shard.name,
                 format!(
                     "it is to leave but is unreachable; what it holds, {}, waits until it answers",
-                    count_text(shard.parts.len(), "range")
+                    count_text(shard.parts.len() as u64, "range")
                 ),
             ),
             ShardState::Unreachable => {
@@ -231,11 +231,11 @@ fn hold_back(steps: &mut [super::Step], topology: &Topology, under_way: usize, w
         RebalanceMode::Automatic => {
             let max = topology.rebalance.moves_max as usize;
             let mut room = max.saturating_sub(under_way);
-            let mut held = 0;
+            let mut held = 0u64;
             for step in steps {
                 if step.ready && matches!(step.action, Action::Move { .. }) {
                     step.ready = room > 0;
-                    held += usize::from(room == 0);
+                    held += u64::from(room == 0);
                     room = room.saturating_sub(1);
                 }
             }
@@ -253,7 +253,7 @@ fn hold_back(steps: &mut [super::Step], topology: &Topology, under_way: usize, w
                     RebalanceMode::Paused => "rebalance.mode is Paused",
                     _ => "rebalance.mode is Manual, which waits for approval",
                 };
-                waits.add(count_text(steps.len(), "step"), reason);
+                waits.add(count_text(steps.len() as u64, "step"), reason);
             }
         }
     }

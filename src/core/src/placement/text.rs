@@ -23,8 +23,13 @@ pub(super) fn ratio_text(value: u64, of: u64) -> String {
 }
 
 /// A number of things, as in `1 range` or `2 ranges`.
-pub(super) fn count_text(n: usize, thing: &str) -> String {
+pub(super) fn count_text(n: u64, thing: &str) -> String {
     if n == 1 { format!("1 {thing}") } else { format!("{n} {thing}s") }
+}
+
+/// A number of keys and bytes, as in `3 keys, 1.2 KiB`.
+pub(super) fn load_text(keys: u64, bytes: u64) -> String {
+    format!("{}, {}", count_text(keys, "key"), bytes_text(bytes))
 }
 
 #[cfg(test)]

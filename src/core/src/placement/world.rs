@@ -125,6 +125,7 @@ impl World {
                 assert_eq!(self.ranges[i].shard, step.from);
                 assert_ne!(self.ranges[i].shard, *to, "{step}");
                 self.ranges[i].shard = to.clone();
+                self.ranges[i].moved_recently = true;
                 self.ranges[i].rid = self.rid();
             }
             Action::Merge { left, right, range } => {
@@ -137,6 +138,11 @@ impl World {
                 self.ranges[i].rid = self.rid();
             }
         }
+    }
+
+    /// Lets so much time pass that no move is recent any more.
+    pub(super) fn wait(&mut self) {
+        self.ranges.iter_mut().for_each(|range| range.moved_recently = false);
     }
 
     /// Plans and carries out the first ready step, again and again; gives the steps. Panics if that does not end.
@@ -152,16 +158,6 @@ impl World {
             done.push(step);
             assert!(done.len() <= steps_max, "does not end:\n{}", show(&done));
         }
-    }
-
-    /// Keys and bytes of each shard, by name.
-    pub(super) fn loads(&self, topology: &Topology) -> BTreeMap<String, (u64, u64)> {
-        let mut loads = self.shards.iter().map(|s| (s.name.clone(), (0, 0))).collect::<BTreeMap<_, _>>();
-        for range in self.observe(topology).ranges {
-            let load = loads.entry(range.shard).or_default();
-            *load = (load.0 + range.keys, load.1 + range.bytes);
-        }
-        loads
     }
 }
 
