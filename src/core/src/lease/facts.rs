@@ -31,15 +31,15 @@ pub struct LeaseFacts {
 }
 
 impl LeaseFacts {
-    /// From the answer to [`super::read_txn`].
+    /// From the answer to [`super::read_txn`], or to a transaction that reads the facts behind what it does.
     ///
     /// # Errors
     /// If the record cannot be read by this release.
     pub fn from_answer(id: i64, answer: pb::TxnResponse) -> Result<Self, RecordError> {
         let revision = answer.header.map_or(0, |h| h.revision);
-        let mut ranges = answer.responses.into_iter().map(|op| match op.response {
-            Some(pb::Response::ResponseRange(range)) => range.kvs,
-            _ => Vec::new(),
+        let mut ranges = answer.responses.into_iter().filter_map(|op| match op.response {
+            Some(pb::Response::ResponseRange(range)) => Some(range.kvs),
+            _ => None,
         });
         let mut next = || ranges.next().unwrap_or_default();
         let (record, alive, shadows, map, log) = (next(), next(), next(), next(), next());
@@ -91,6 +91,7 @@ mod tests {
         let answer = |alive: i64| pb::TxnResponse {
             header: Some(pb::ResponseHeader { revision: 40, ..Default::default() }),
             responses: vec![
+                pb::ResponseOp { response: Some(pb::Response::ResponsePut(Default::default())) },
                 range(vec![pb::KeyValue { value: record.encode(), ..kv(lease_key(9), 30, 31) }]),
                 range(vec![kv(lease_alive_key(9), alive, alive)]),
                 range(vec![

@@ -1,6 +1,7 @@
 //! The marker of a lease on a shard.
 
 use bytes::Bytes;
+use sharded_etcd_etcd_api::messages as pb;
 
 use crate::records::{lease_live, lease_revoking};
 
@@ -37,6 +38,43 @@ impl Marker {
     pub fn epoch(self) -> i64 {
         match self {
             Self::Live(epoch) | Self::Revoking(epoch) => epoch,
+        }
+    }
+}
+
+/// What a marker is put over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// No marker.
+    Nothing,
+    /// Exactly this marker.
+    Marker(Marker),
+    /// Whatever had this mod revision.
+    Revision(i64),
+}
+
+/// Marker and floor of a shard as they were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MarkerView {
+    /// The marker, if there is a readable one.
+    pub marker: Option<Marker>,
+    /// Mod revision of the marker, 0 for none.
+    pub modified: i64,
+    /// Mod revision of the floor, 0 for none.
+    pub floor: i64,
+}
+
+impl MarkerView {
+    /// From the answer to [`super::read_marker_txn`], or to a [`super::marker_txn`] that did not match.
+    pub fn from_answer(answer: &pb::TxnResponse) -> Self {
+        let kv = |i: usize| match answer.responses.get(i).and_then(|op| op.response.as_ref()) {
+            Some(pb::Response::ResponseRange(range)) => range.kvs.first(),
+            _ => None,
+        };
+        Self {
+            marker: kv(0).and_then(|kv| Marker::decode(&kv.value)),
+            modified: kv(0).map_or(0, |kv| kv.mod_revision),
+            floor: kv(1).map_or(0, |kv| kv.mod_revision),
         }
     }
 }

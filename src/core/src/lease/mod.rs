@@ -11,8 +11,8 @@
 //!
 //! ```text
 //! attach   meta:  If the record was never changed, and alive is of its epoch      Then put lease/<id>/shadow/<s>
-//!          shard: If there is no marker, and the floor is as read before that     Then put L/<id> = live@epoch
 //!          shard: LeaseGrant(id, practically forever)
+//!          shard: If there is no marker, and the floor is as read before all      Then put L/<id> = live@epoch
 //! revoke   meta:  If mod(record), and, for an expiry, no alive                    Then put record = revoking, by me
 //!          shard: put L/<id> = revoking@epoch, over live@epoch or nothing
 //!          shard: If the fences are open and L/<id> = revoking@epoch              Then for each key, if it is still
@@ -43,11 +43,11 @@ pub use deletes::{
     BATCH_BYTES_MAX, BATCH_KEYS_MAX, DeleteBatch, held_by_imports, plan_deletes, visible_keys,
 };
 pub use facts::LeaseFacts;
-pub use marker::{Marker, MarkerStep, after_live, after_revoking};
+pub use marker::{Marker, MarkerStep, MarkerView, Over, after_live, after_revoking};
 pub use step::{Asked, Step, next_step};
 pub use txns::{
-    adopt_txn, delete_txn, end_txn, gone_txn, grant_txn, marker_txn, read_txn, record_txn, register_txn,
-    remove_markers_txn,
+    adopt_txn, delete_txn, end_txn, gone_txn, grant_txn, marker_txn, read_marker_txn, read_txn, record_txn,
+    records_txn, register_txn, remove_markers_txn,
 };
 
 /// The longest TTL that etcd grants, in seconds (server/lease/lessor.go, `MaxLeaseTTL`).

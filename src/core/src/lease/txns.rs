@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use sharded_etcd_etcd_api::messages as pb;
 
-use super::{DeleteBatch, LeaseFacts, Marker};
+use super::{DeleteBatch, LeaseFacts, Marker, Over};
 use crate::{
     keyspace::{KeyRange, Rid, ShardIx},
     records::{
@@ -14,6 +14,10 @@ use crate::{
 
 /// Meta: everything about a lease at one moment, with the map's key and the log's end. See [`LeaseFacts`].
 pub fn read_txn(id: i64) -> pb::TxnRequest {
+    pb::TxnRequest { success: read_ops(id), ..Default::default() }
+}
+
+fn read_ops(id: i64) -> Vec<pb::RequestOp> {
     let prefix = KeyRange::prefix(&lease_shadow_prefix(id));
     let shadows = pb::RangeRequest {
         key: prefix.request_key(),
@@ -27,7 +31,13 @@ pub fn read_txn(id: i64) -> pb::TxnRequest {
         ..Default::default()
     };
     let ranges = [get(lease_key(id)), get(lease_alive_key(id)), shadows, modified(MAP), modified(CUT_LATEST)];
-    pb::TxnRequest { success: ranges.into_iter().map(range_op).collect(), ..Default::default() }
+    ranges.into_iter().map(range_op).collect()
+}
+
+/// Meta: the records of several leases, one Range each.
+pub fn records_txn(ids: &[i64]) -> pb::TxnRequest {
+    let ranges = ids.iter().map(|&id| range_op(pb::RangeRequest { keys_only: true, ..get(lease_key(id)) }));
+    pb::TxnRequest { success: ranges.collect(), ..Default::default() }
 }
 
 /// Meta: makes the real lease `id` a client's.
@@ -54,20 +64,21 @@ pub fn register_txn(id: i64, epoch: i64, shard: ShardIx) -> pb::TxnRequest {
     )
 }
 
-/// Meta: changes the record that was read; with `if_expired` only if the real lease is gone.
+/// Meta: changes the record that was read; with `if_expired` only if the real lease is gone. Whatever happens, the answer
+/// tells the facts after it, as do those of [`gone_txn`] and [`end_txn`].
 pub fn record_txn(facts: &LeaseFacts, record: &LeaseRecord, if_expired: bool) -> pb::TxnRequest {
     let mut compare = vec![modified(lease_key(facts.id), facts.modified)];
     if if_expired {
         compare.push(created(lease_alive_key(facts.id), 0));
     }
-    txn(compare, vec![put(lease_key(facts.id), record.encode())])
+    then_read(facts.id, compare, vec![put(lease_key(facts.id), record.encode())])
 }
 
 /// Meta: the keys are gone from all shards that were registered, and no range changed its owner meanwhile.
 pub fn gone_txn(facts: &LeaseFacts, record: &LeaseRecord) -> pb::TxnRequest {
     let map = modified(Bytes::from_static(MAP), facts.map_modified);
     let compare = vec![modified(lease_key(facts.id), facts.modified), map, no_newer_shadow(facts)];
-    txn(compare, vec![put(lease_key(facts.id), record.encode())])
+    then_read(facts.id, compare, vec![put(lease_key(facts.id), record.encode())])
 }
 
 /// Meta: removes everything about a lease, unless a shadow was registered since the read.
@@ -80,24 +91,34 @@ pub fn end_txn(facts: &LeaseFacts) -> pb::TxnRequest {
         range_end: below.request_end(),
         ..Default::default()
     };
-    txn(
+    then_read(
+        facts.id,
         vec![modified(lease_key(facts.id), facts.modified), no_newer_shadow(facts)],
         vec![delete(lease_key(facts.id)), op(pb::Request::RequestDeleteRange(below))],
     )
 }
 
-/// Shard: puts a marker over what was read there (`seen`: its mod revision, 0 for none). Otherwise, reads marker and
-/// floor again.
+/// Shard: puts a marker over what is there. Otherwise reads marker and floor.
 ///
 /// `floor` is the mod revision of the floor, for attaches: read before the registration in meta.
-pub fn marker_txn(id: i64, marker: Marker, seen: i64, floor: Option<i64>) -> pb::TxnRequest {
-    let mut compare = vec![modified(lease_marker_key(id), seen)];
+pub fn marker_txn(id: i64, marker: Marker, over: Over, floor: Option<i64>) -> pb::TxnRequest {
+    let key = lease_marker_key(id);
+    let mut compare = vec![match over {
+        Over::Nothing => modified(key.clone(), 0),
+        Over::Marker(marker) => value_is(key.clone(), marker.encode()),
+        Over::Revision(seen) => modified(key.clone(), seen),
+    }];
     compare.extend(floor.map(|floor| modified(lease_floor_key(), floor)));
-    pb::TxnRequest {
-        compare,
-        success: vec![put(lease_marker_key(id), marker.encode())],
-        failure: vec![range_op(get(lease_marker_key(id))), range_op(get(lease_floor_key()))],
-    }
+    pb::TxnRequest { compare, success: vec![put(key, marker.encode())], failure: marker_ops(id) }
+}
+
+/// Shard: the marker of a lease and the floor of all markers.
+pub fn read_marker_txn(id: i64) -> pb::TxnRequest {
+    pb::TxnRequest { success: marker_ops(id), ..Default::default() }
+}
+
+fn marker_ops(id: i64) -> Vec<pb::RequestOp> {
+    vec![range_op(get(lease_marker_key(id))), range_op(get(lease_floor_key()))]
 }
 
 /// Shard: deletes a batch of the keys of a lease that is being revoked; those that are no longer attached stay.
@@ -135,6 +156,12 @@ pub fn remove_markers_txn(markers: &[(i64, i64)]) -> pb::TxnRequest {
         op(pb::Request::RequestTxn(txn(vec![modified(key.clone(), seen)], vec![delete(key)])))
     }));
     txn(Vec::new(), success)
+}
+
+/// `If compare Then success`, and the facts about lease `id` in any case.
+fn then_read(id: i64, compare: Vec<pb::Compare>, mut success: Vec<pb::RequestOp>) -> pb::TxnRequest {
+    success.extend(read_ops(id));
+    pb::TxnRequest { compare, success, failure: read_ops(id) }
 }
 
 /// No registration of a shadow is newer than the read. True if there is none at all (etcd: an empty range compares as

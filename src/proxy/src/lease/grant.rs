@@ -1,0 +1,76 @@
+//! Granting and renewing.
+
+use rand::Rng;
+use sharded_etcd_core::{
+    lease::{NEVER_GRANTED, TTL_SECONDS_MAX, grant_txn},
+    records::{LeaseRecord, LeaseState},
+};
+use sharded_etcd_etcd_api::messages as pb;
+use tonic::{Code, Status};
+
+use super::{Leases, exists, meta_status};
+
+/// Random ids that may be taken already, one after the other, before that is no accident any more.
+const TRIES_MAX: u32 = 8;
+
+impl Leases {
+    /// etcd's `Lease.LeaseGrant`. An id of 0 lets the topology choose one.
+    ///
+    /// # Errors
+    /// etcd's: `ErrLeaseTTLTooLarge`, `ErrLeaseExist`; also if meta cannot be reached.
+    pub async fn grant(&self, ttl: i64, id: i64) -> Result<pb::LeaseGrantResponse, Status> {
+        if ttl > TTL_SECONDS_MAX {
+            return Err(Status::new(Code::OutOfRange, "etcdserver: too large lease TTL"));
+        }
+        let chosen = id != 0;
+        if chosen && (id == NEVER_GRANTED || self.read(id).await?.record.is_some()) {
+            return Err(exists());
+        }
+        for _ in 0..TRIES_MAX {
+            let id = if chosen { id } else { rand::rng().random_range(1..NEVER_GRANTED) };
+            match self.meta().lease_grant(pb::LeaseGrantRequest { id, ttl }).await {
+                Ok(granted) => return self.make_known(id, granted.ttl, chosen).await,
+                // It may be one that meta uses for itself, or one that a failed grant left: that one is swept.
+                Err(error) if error.is_lease_exist() && chosen => return Err(exists()),
+                Err(error) if error.is_lease_exist() => {}
+                Err(error) => return Err(meta_status(error)),
+            }
+        }
+        Err(Status::internal("no free lease id was found: the random numbers repeat themselves"))
+    }
+
+    /// Makes a real lease a client's. If that fails the real lease is without a record, and the sweep ends it.
+    async fn make_known(&self, id: i64, ttl: i64, chosen: bool) -> Result<pb::LeaseGrantResponse, Status> {
+        let record = LeaseRecord { ttl, state: LeaseState::Live, chosen, helper: None, uncertain: false };
+        match self.meta().txn(grant_txn(id, &record)).await {
+            Ok(answer) if answer.succeeded => {
+                Ok(pb::LeaseGrantResponse { header: self.header(), id, ttl, error: String::new() })
+            }
+            Ok(_) => Err(exists()),
+            Err(error) if error.is_lease_not_found() => Err(Status::unavailable(
+                "the lease expired while it was granted: try again, or with a longer TTL",
+            )),
+            Err(error) => Err(meta_status(error)),
+        }
+    }
+
+    /// One round of etcd's `Lease.LeaseKeepAlive`. A lease that is not there, or no longer, answers TTL 0.
+    ///
+    /// # Errors
+    /// If meta cannot be reached: the lease may or may not have been renewed.
+    pub async fn keep_alive(&self, id: i64) -> Result<pb::LeaseKeepAliveResponse, Status> {
+        // The header first, as etcd does: its revision is not above the moment of the renewal.
+        let header = self.header();
+        let state = match self.view.get(id) {
+            Some(seen) => Some(seen.record.state),
+            // Granted a moment ago, ended, or one of meta's own, which is none of the client's business.
+            None => self.read(id).await?.record.map(|record| record.state),
+        };
+        let ttl = match state {
+            // What the view does not know yet, meta does: the real lease goes before a revoke is answered.
+            Some(LeaseState::Live) => self.meta().lease_keep_alive(id).await.map_err(meta_status)?.ttl,
+            _ => 0,
+        };
+        Ok(pb::LeaseKeepAliveResponse { header, id, ttl: ttl.max(0) })
+    }
+}

@@ -1,0 +1,116 @@
+//! What clients ask about leases.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use sharded_etcd_core::{
+    keyspace::{KeyRange, ShardIx, successor},
+    lease::visible_keys,
+    records::{LEASE_PREFIX, LeaseRecord, LeaseState, Record, lease_id_of_key},
+};
+use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_line::Cut;
+use tonic::Status;
+
+use super::{Leases, meta_status};
+use crate::context::line_status;
+
+/// Keys of one page of a listing.
+const PAGE_KEYS: i64 = 5_000;
+/// Times that the keys are collected anew as a range changed its owner meanwhile.
+const TRIES_MAX: u32 = 5;
+
+impl Leases {
+    /// etcd's `Lease.LeaseTimeToLive`. A lease that is not there, or no longer, answers TTL -1.
+    ///
+    /// # Errors
+    /// If meta, or a shard with keys of it, cannot be reached.
+    pub async fn time_to_live(
+        &self,
+        request: pb::LeaseTimeToLiveRequest,
+    ) -> Result<pb::LeaseTimeToLiveResponse, Status> {
+        let id = request.id;
+        let facts = self.read(id).await?;
+        let Some(record) = facts.record.filter(|record| record.state != LeaseState::Gone) else {
+            return Ok(pb::LeaseTimeToLiveResponse {
+                header: self.header(),
+                id,
+                ttl: -1,
+                ..Default::default()
+            });
+        };
+        let ttl = match record.state {
+            LeaseState::Live if facts.alive => {
+                let request = pb::LeaseTimeToLiveRequest { id, keys: false };
+                let answer = self.meta().lease_time_to_live(request).await.map_err(meta_status)?;
+                // Expired since the read: its keys are still there.
+                answer.ttl.max(0)
+            }
+            _ => 0,
+        };
+        let keys = if request.keys { self.keys_of(id).await? } else { Vec::new() };
+        Ok(pb::LeaseTimeToLiveResponse { header: self.header(), id, ttl, granted_ttl: record.ttl, keys })
+    }
+
+    /// The keys attached to a lease, over all shards, sorted.
+    async fn keys_of(&self, id: i64) -> Result<Vec<Bytes>, Status> {
+        for _ in 0..TRIES_MAX {
+            let facts = self.read(id).await?;
+            let cut = self.ctx.line.at_position(facts.position).await.map_err(line_status)?;
+            let joined = |s: &&ShardIx| !cut.left.get(s.index()).copied().unwrap_or(true);
+            let collecting = facts.shadows.iter().filter(joined).map(|&s| self.keys_on(id, s, &cut));
+            let lists = futures::future::try_join_all(collecting).await?;
+            // A range that moved in between may have been looked for on the wrong shard.
+            let after = self.ctx.line.refresh().await.map_err(line_status)?;
+            if after.map.generation == cut.map.generation {
+                let all: BTreeSet<Bytes> = lists.into_iter().flatten().collect();
+                return Ok(all.into_iter().collect());
+            }
+        }
+        Err(Status::unavailable("the keys of the lease are being moved: try again"))
+    }
+
+    async fn keys_on(&self, id: i64, shard: ShardIx, cut: &Cut) -> Result<Vec<Bytes>, Status> {
+        let named = |e| self.shard_status(shard, e);
+        let connection = self.ctx.shards.get(shard).await.map_err(named)?;
+        let request = pb::LeaseTimeToLiveRequest { id, keys: true };
+        let answer = connection.lease_time_to_live(request).await.map_err(named)?;
+        // It shows state, so the line has to cover it.
+        let local = answer.header.map_or(0, |h| h.revision);
+        self.ctx.line.cover(shard, local).await.map_err(line_status)?;
+        Ok(visible_keys(&answer.keys, &cut.map, shard))
+    }
+
+    /// etcd's `Lease.LeaseLeases`: all leases of clients.
+    ///
+    /// # Errors
+    /// If meta cannot be reached.
+    pub async fn leases(&self) -> Result<pb::LeaseLeasesResponse, Status> {
+        let mut leases = Vec::new();
+        let mut range = KeyRange::prefix(LEASE_PREFIX);
+        let mut revision = 0;
+        loop {
+            let request = pb::RangeRequest {
+                key: range.request_key(),
+                range_end: range.request_end(),
+                limit: PAGE_KEYS,
+                revision,
+                ..Default::default()
+            };
+            let page = self.meta().range(request).await.map_err(meta_status)?;
+            if revision == 0 {
+                revision = page.header.as_ref().map_or(0, |h| h.revision);
+            }
+            for kv in &page.kvs {
+                if let Some((id, "")) = lease_id_of_key(&kv.key)
+                    && LeaseRecord::decode(&kv.value).is_ok_and(|record| record.state != LeaseState::Gone)
+                {
+                    leases.push(pb::LeaseStatus { id });
+                }
+            }
+            let Some(last) = page.kvs.last().filter(|_| page.more) else { break };
+            range.start = successor(&last.key);
+        }
+        Ok(pb::LeaseLeasesResponse { header: self.header(), leases })
+    }
+}
