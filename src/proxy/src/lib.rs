@@ -9,6 +9,7 @@ pub mod hub;
 pub mod kv;
 pub mod lease;
 pub mod metrics;
+pub mod register;
 mod server;
 pub mod services;
 
