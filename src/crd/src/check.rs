@@ -21,14 +21,18 @@ pub(crate) fn check(schema: &Value, path: &str, value: &Value, errors: &mut Vec<
     }
     if schema.get("x-kubernetes-int-or-string").is_some() {
         if !(value.is_i64() || value.is_u64() || value.is_string()) {
-            errors.push(FieldError::new(path, format!("{} is no quantity; write one such as 8Gi", kind(value))));
+            errors.push(FieldError::new(
+                path,
+                format!("{} is no quantity; write one such as 8Gi", kind(value)),
+            ));
         }
         return;
     }
     match schema.get("type").and_then(Value::as_str) {
         Some("object") => match value.as_object() {
             Some(object) => check_object(schema, path, object, errors),
-            None => errors.push(FieldError::new(path, format!("{} is no object; write fields below it", kind(value)))),
+            None => errors
+                .push(FieldError::new(path, format!("{} is no object; write fields below it", kind(value)))),
         },
         Some("array") => match value.as_array() {
             Some(list) => {
@@ -48,11 +52,17 @@ pub(crate) fn check(schema: &Value, path: &str, value: &Value, errors: &mut Vec<
             None => errors.push(FieldError::new(path, format!("{value} is no list; write [{value}]"))),
         },
         Some("integer") if !value.is_i64() => {
-            errors.push(FieldError::new(path, format!("{} is no whole number; write one without quotes", kind(value))));
+            errors.push(FieldError::new(
+                path,
+                format!("{} is no whole number; write one without quotes", kind(value)),
+            ));
         }
         Some("string") => check_string(schema, path, value, errors),
         Some("boolean") if !value.is_boolean() => {
-            errors.push(FieldError::new(path, format!("{} is neither true nor false; write one of them", kind(value))));
+            errors.push(FieldError::new(
+                path,
+                format!("{} is neither true nor false; write one of them", kind(value)),
+            ));
         }
         _ => {}
     }
@@ -111,7 +121,8 @@ fn unknown(path: &str, name: &str, properties: &Map<String, Value>) -> String {
         return format!("unknown field; did you mean {close}?");
     }
     // A field of the right name in the wrong place: one level further in.
-    let inner = properties.iter().find(|(_, schema)| schema.pointer(&format!("/properties/{name}")).is_some());
+    let inner =
+        properties.iter().find(|(_, schema)| schema.pointer(&format!("/properties/{name}")).is_some());
     if let Some((outer, _)) = inner {
         return format!("unknown field here; did you mean {}?", join(&join(path, outer), name));
     }

@@ -138,10 +138,25 @@ pub(crate) fn join(path: &str, field: &str) -> String {
 pub(crate) fn documents(text: &str) -> Result<Vec<Document>, (String, Option<u64>)> {
     // "no" and "on" are text here, as everywhere in Kubernetes since YAML 1.2.
     let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
-    let nodes: Vec<Spanned<Node>> = serde_saphyr::from_multiple_with_options(text, options)
-        .map_err(|e| (e.without_snippet().to_string(), e.location().map(|l| l.line()).filter(|l| *l > 0)))?;
+    let nodes: Vec<Spanned<Node>> =
+        serde_saphyr::from_multiple_with_options(text, options).map_err(|error| syntax(&error))?;
     let documents = nodes.into_iter().map(Document::of);
     Ok(documents.filter(|document| !document.value.is_null()).collect())
+}
+
+/// What the parser found wrong, and the line.
+fn syntax(error: &serde_saphyr::Error) -> (String, Option<u64>) {
+    let line = error.location().map(|location| location.line()).filter(|line| *line > 0);
+    let text = match error.without_snippet() {
+        serde_saphyr::Error::DuplicateMappingKey { key, .. } => {
+            let key = key.as_deref().unwrap_or("a field");
+            format!("{key} is there twice; remove one of both")
+        }
+        other => other.to_string(),
+    };
+    // The line is said in front.
+    let message = text.rfind(" at line ").map_or(text.as_str(), |at| &text[..at]);
+    (message.to_owned(), line)
 }
 
 #[cfg(test)]
@@ -156,7 +171,8 @@ mod tests {
         assert_eq!(documents.len(), 2);
         let first = &documents[0];
         assert_eq!(first.value, serde_json::json!({"a": 1, "b": ["x", {"y": "no", "z": [1.5, null]}]}));
-        let lines = ["a", "b", "b[0]", "b[1].y", "b[1].z", "b[1].z[1]", "b[1].missing"].map(|p| first.line(p).unwrap());
+        let lines = ["a", "b", "b[0]", "b[1].y", "b[1].z", "b[1].z[1]", "b[1].missing"]
+            .map(|p| first.line(p).unwrap());
         assert_eq!(lines, [2, 3, 4, 5, 6, 6, 5]);
         assert_eq!(documents[1].line("c.d"), Some(9));
     }

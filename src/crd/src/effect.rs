@@ -53,7 +53,8 @@ pub(crate) fn prune_cluster_only(spec_schema: &mut Value) {
         let parent = names.into_iter().try_fold(&mut *spec_schema, |schema, name| {
             schema.get_mut("properties").and_then(|properties| properties.get_mut(name))
         });
-        if let Some(properties) = parent.and_then(|p| p.get_mut("properties")).and_then(Value::as_object_mut) {
+        if let Some(properties) = parent.and_then(|p| p.get_mut("properties")).and_then(Value::as_object_mut)
+        {
             properties.remove(last);
         }
     }

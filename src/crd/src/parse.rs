@@ -56,9 +56,11 @@ impl fmt::Display for Located {
 /// Why a file holds no resource that could be run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    /// The text is no YAML.
-    #[error("{}no YAML: {message}", at_line(*line))]
+    /// The text is no YAML or no JSON.
+    #[error("{}no {format}: {message}", at_line(*line))]
     Syntax {
+        /// What the text should have been.
+        format: &'static str,
         /// What the parser says.
         message: String,
         /// The line, from 1, if known.
@@ -91,7 +93,8 @@ pub fn parse_file(text: &str) -> Result<ShardedEtcd, SpecError> {
         let message = format!("the file is {} bytes long; use at most {FILE_BYTES_MAX}", text.len());
         return Err(SpecError::Document(message));
     }
-    let documents = documents(text).map_err(|(message, line)| SpecError::Syntax { message, line })?;
+    let documents =
+        documents(text).map_err(|(message, line)| SpecError::Syntax { format: "YAML", message, line })?;
     let mut of_kind = Vec::new();
     for (i, document) in documents.into_iter().enumerate() {
         require_kind(&document, i)?;
@@ -101,7 +104,8 @@ pub fn parse_file(text: &str) -> Result<ShardedEtcd, SpecError> {
     match (of_kind.next(), of_kind.next()) {
         (Some(document), None) => resource(document),
         (None, _) => {
-            let message = format!("the file is empty; write a resource of apiVersion {API_VERSION} and kind {KIND}");
+            let message =
+                format!("the file is empty; write a resource of apiVersion {API_VERSION} and kind {KIND}");
             Err(SpecError::Document(message))
         }
         (Some(first), Some(second)) => {
@@ -120,8 +124,11 @@ pub fn parse_file(text: &str) -> Result<ShardedEtcd, SpecError> {
 /// # Errors
 /// As [`parse_file`].
 pub fn parse_json(text: &str) -> Result<ShardedEtcd, SpecError> {
-    let value = serde_json::from_str(text)
-        .map_err(|e| SpecError::Syntax { message: e.to_string(), line: u64::try_from(e.line()).ok() })?;
+    let value = serde_json::from_str(text).map_err(|e| SpecError::Syntax {
+        format: "JSON",
+        message: e.to_string(),
+        line: u64::try_from(e.line()).ok(),
+    })?;
     let document = Document::without_lines(value);
     require_kind(&document, 0)?;
     resource(document)
@@ -133,7 +140,9 @@ fn require_kind(document: &Document, i: usize) -> Result<(), SpecError> {
     let line = at_line(document.line(""));
     let n = i + 1;
     let message = match (text("apiVersion"), text("kind")) {
-        _ if !document.value.is_object() => format!("document {n} is no object; write a resource of kind {KIND}"),
+        _ if !document.value.is_object() => {
+            format!("document {n} is no object; write a resource of kind {KIND}")
+        }
         (Some(API_VERSION), Some(KIND)) => return Ok(()),
         (Some(version), Some(KIND)) => {
             let known = format!("this program knows {API_VERSION} only");
@@ -157,7 +166,9 @@ fn resource(mut document: Document) -> Result<ShardedEtcd, SpecError> {
     check(&file_schema(), "", &document.value, &mut errors);
     let located = |errors: Vec<FieldError>| {
         let locate = |error: FieldError| Located { line: document.line(&error.field), error };
-        SpecError::Fields(errors.into_iter().map(locate).collect())
+        let mut errors = errors.into_iter().map(locate).collect::<Vec<_>>();
+        errors.sort_by_key(|located| located.line);
+        SpecError::Fields(errors)
     };
     if !errors.is_empty() {
         return Err(located(errors));
@@ -184,7 +195,8 @@ fn file_schema() -> Value {
         ((*name).to_owned(), of)
     };
     let properties = METADATA.iter().map(any).collect::<serde_json::Map<_, _>>();
-    schema["properties"]["metadata"] = json!({"type": "object", "properties": properties, "required": ["name"]});
+    schema["properties"]["metadata"] =
+        json!({"type": "object", "properties": properties, "required": ["name"]});
     schema["properties"]["apiVersion"] = json!({"type": "string"});
     schema["properties"]["kind"] = json!({"type": "string"});
     schema["required"] = json!(["metadata", "spec"]);
@@ -200,5 +212,110 @@ fn remove_nulls(value: &mut Value) {
         }
         Value::Array(list) => list.iter_mut().for_each(remove_nulls),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{fs, path::Path, time::Duration};
+
+    use sharded_etcd_core::topology::RebalanceMode;
+
+    use super::*;
+    use crate::{cluster_only_fields, version_mismatch};
+
+    const EVERYTHING: &str = r#"
+apiVersion: shardedetcd.io/v1alpha1
+kind: ShardedEtcd
+metadata: {name: demo, namespace: default, labels: {a: b}, creationTimestamp: null, uid: x}
+spec:
+  version: 3.7.3
+  image: registry.example/etcd
+  shards: 3
+  keyspace:
+    delimiter: "/"
+    splittable: [/registry/pods/]
+    presplit: [/registry/pods/kube-, /registry/services/]
+    pins: [{prefix: /registry/events/, shard: 2}, {prefix: no, shard: 0}]
+  etcd:
+    members: 3
+    storage: {size: 8Gi, className: fast, retain: Delete}
+    quota: 8Gi
+    resources: {requests: {cpu: 1, memory: 2Gi}}
+    affinity: {nodeAffinity: {}}
+    tolerations: [{key: dedicated, operator: Exists}]
+    topologySpread: [{maxSkew: 1}]
+    priorityClassName: high
+    labels: {team: storage}
+    extraArgs: {heartbeat-interval: "100"}
+  meta: {members: 3, storage: {size: 2Gi}}
+  proxy: {replicas: 2, resources: {}, service: {type: ClusterIP, annotations: {a: b}}, disruption: {maxUnavailable: 1}}
+  shardManager: {replicas: 2, resources: {}}
+  rebalance: {mode: Manual, maxConcurrentMoves: 2, bytesPerSecond: 64Mi}
+  compaction: {retention: 5m}
+status: {anything: [1, 2]}
+"#;
+
+    #[test]
+    fn everything_there_is() {
+        let resource = parse_file(EVERYTHING).unwrap();
+        let topology = resource.topology().unwrap();
+        assert_eq!((topology.shards, topology.quota_bytes), (3, Some(8 << 30)));
+        assert_eq!(topology.compaction_retention, Some(Duration::from_secs(300)));
+        assert_eq!((topology.rebalance.mode, topology.rebalance.moves_max), (RebalanceMode::Manual, 2));
+        assert_eq!(topology.rebalance.bytes_per_second_max, Some(64 << 20));
+        assert_eq!(topology.pin_for(b"/registry/events/default/x"), Some(2));
+        assert_eq!(topology.pin_for(b"no"), Some(0));
+        assert_eq!(
+            cluster_only_fields(&resource.spec).join(" "),
+            "spec.image spec.etcd.members spec.etcd.storage spec.etcd.resources spec.etcd.affinity \
+             spec.etcd.tolerations spec.etcd.topologySpread spec.etcd.priorityClassName spec.etcd.labels \
+             spec.etcd.extraArgs spec.meta spec.proxy spec.shardManager"
+        );
+        assert_eq!(version_mismatch(&resource.spec, "3.7.3"), None);
+        assert!(version_mismatch(&resource.spec, "3.6.5").unwrap().to_string().contains("write 3.6.5"));
+    }
+
+    #[test]
+    fn defaults() {
+        let text = format!(
+            "apiVersion: {API_VERSION}\nkind: {KIND}\nmetadata: {{name: demo}}\nspec: {{shards: 3}}\n"
+        );
+        let resource = parse_file(&text).unwrap();
+        assert_eq!(resource, {
+            let mut expected = ShardedEtcd::with_shards("demo", 3);
+            expected.metadata = resource.metadata.clone();
+            expected
+        });
+        assert!(cluster_only_fields(&resource.spec).is_empty());
+        let topology = resource.topology().unwrap();
+        assert_eq!(topology.keyspace.rules.delimiter, "/");
+        assert_eq!((topology.rebalance.mode, topology.rebalance.moves_max), (RebalanceMode::Automatic, 1));
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let resource = parse_file(EVERYTHING).unwrap();
+        let json = serde_json::to_string(&resource).unwrap();
+        assert_eq!(parse_json(&json).unwrap(), resource);
+        assert_eq!(parse_file(&json).unwrap(), resource);
+    }
+
+    #[test]
+    fn samples_are_good() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config/samples");
+        let mut read = 0;
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_name().is_some_and(|name| name == "kustomization.yaml") {
+                continue;
+            }
+            let resource =
+                parse_file(&fs::read_to_string(&path).unwrap()).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+            assert!(cluster_only_fields(&resource.spec).is_empty(), "{path:?} has fields without effect");
+            read += 1;
+        }
+        assert!(read >= 2);
     }
 }

@@ -6,7 +6,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sharded_etcd_core::topology::{Draft, DraftPin, FieldError, Rebalance, RebalanceMode, Topology, validate};
+use sharded_etcd_core::topology::{
+    Draft, DraftPin, FieldError, Rebalance, RebalanceMode, Topology, validate,
+};
 
 use crate::{
     status::ShardedEtcdStatus,
@@ -14,6 +16,7 @@ use crate::{
 };
 
 /// One etcd endpoint over several etcd clusters.
+#[allow(clippy::duplicated_attributes, reason = "each print column has a type")]
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq)]
 #[kube(
     group = "shardedetcd.io",
@@ -274,7 +277,11 @@ pub struct RebalanceSpec {
 impl Default for RebalanceSpec {
     fn default() -> Self {
         let moves_max = Rebalance::default().moves_max;
-        Self { mode: RebalanceModeSpec::Automatic, max_concurrent_moves: i64::from(moves_max), bytes_per_second: None }
+        Self {
+            mode: RebalanceModeSpec::Automatic,
+            max_concurrent_moves: i64::from(moves_max),
+            bytes_per_second: None,
+        }
     }
 }
 
@@ -373,8 +380,10 @@ impl ShardedEtcd {
         let bytes_per_second_max =
             quantity("spec.rebalance.bytesPerSecond", spec.rebalance.bytes_per_second.as_ref());
         let quota_bytes = quantity("spec.etcd.quota", spec.etcd.as_ref().and_then(|e| e.quota.as_ref()));
-        let _ = quantity("spec.etcd.storage.size", size_of(spec.etcd.as_ref().and_then(|e| e.storage.as_ref())));
-        let _ = quantity("spec.meta.storage.size", size_of(spec.meta.as_ref().and_then(|m| m.storage.as_ref())));
+        let _ =
+            quantity("spec.etcd.storage.size", size_of(spec.etcd.as_ref().and_then(|e| e.storage.as_ref())));
+        let _ =
+            quantity("spec.meta.storage.size", size_of(spec.meta.as_ref().and_then(|m| m.storage.as_ref())));
         let compaction_retention = match spec.compaction.as_ref().map(|c| c.retention.duration()) {
             Some(Err(message)) => {
                 errors.push(FieldError::new("spec.compaction.retention", message));
@@ -427,7 +436,8 @@ impl ShardedEtcdSpec {
             let numbers = version.split('.').collect::<Vec<_>>();
             let number = |n: &&str| !n.is_empty() && n.len() < 6 && n.bytes().all(|b| b.is_ascii_digit());
             if numbers.len() != 3 || !numbers.iter().all(number) {
-                let message = format!("{version:?} is no release of etcd; write three numbers, such as 3.7.3");
+                let message =
+                    format!("{version:?} is no release of etcd; write three numbers, such as 3.7.3");
                 errors.push(FieldError::new("spec.version", message));
             }
         }
@@ -440,8 +450,13 @@ impl ShardedEtcdSpec {
         ];
         for (field, members) in members {
             if let Some(n) = members.filter(|n| ![1, 3, 5].contains(n)) {
-                let message = format!("{n} members survive no more failures than {} do; write 1, 3 or 5", n - 1);
-                let message = if (2..=4).contains(&n) { message } else { format!("{n} is out of range; write 1, 3 or 5") };
+                let message =
+                    format!("{n} members survive no more failures than {} do; write 1, 3 or 5", n - 1);
+                let message = if (2..=4).contains(&n) {
+                    message
+                } else {
+                    format!("{n} is out of range; write 1, 3 or 5")
+                };
                 errors.push(FieldError::new(field, message));
             }
         }

@@ -128,7 +128,8 @@ impl TimeSpan {
         while !rest.is_empty() {
             let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
             let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
-            let unit_end = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| digits + at);
+            let unit_end =
+                rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| digits + at);
             let millis = match &rest[digits..unit_end] {
                 "ms" => Some(number),
                 "s" => number.checked_mul(1_000),
@@ -169,7 +170,9 @@ mod tests {
         ] {
             assert_eq!(Quantity(text.to_owned()).bytes(), Ok(bytes), "{text}");
         }
-        for text in ["", "Gi", "8GB", "8gi", "-8Gi", "8 Gi", "1.2.3Gi", ".5Gi", "99999999999Ti", "1e3", "0x10"] {
+        for text in
+            ["", "Gi", "8GB", "8gi", "-8Gi", "8 Gi", "1.2.3Gi", ".5Gi", "99999999999Ti", "1e3", "0x10"]
+        {
             let message = Quantity(text.to_owned()).bytes().expect_err(text);
             assert!(message.contains("such as 8Gi"), "{text}: {message}");
         }
@@ -181,7 +184,9 @@ mod tests {
             assert_eq!(TimeSpan(text.to_owned()).duration(), Ok(Duration::from_secs(secs)), "{text}");
         }
         assert_eq!(TimeSpan("250ms".to_owned()).duration(), Ok(Duration::from_millis(250)));
-        for text in ["", "m", "5", "-5m", "5 m", "5min", "5d", "1.5h", "99999999999999999999h", "9999999999999999h"] {
+        for text in
+            ["", "m", "5", "-5m", "5 m", "5min", "5d", "1.5h", "99999999999999999999h", "9999999999999999h"]
+        {
             assert!(TimeSpan(text.to_owned()).duration().is_err(), "{text}");
         }
     }

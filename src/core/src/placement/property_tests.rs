@@ -150,7 +150,7 @@ fn settle(situation: &Situation, memory: Memory) -> Result<World, TestCaseError>
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
     fn plans_lead_to_what_is_wanted(situation in situation()) {

@@ -71,14 +71,15 @@ impl<'a> CutScan<'a> {
         // Before the first key there is nothing to part it from.
         let far = self.keys - self.last_cut.0 >= self.stride_keys
             || self.bytes - self.last_cut.1 >= self.stride_bytes;
-        if self.keys > 0 && far {
-            if let Some(at) = self.rules.boundary_between(&self.last_key, key) {
-                // A wanted boundary between the same two keys takes its place.
-                if self.cuts.last().is_none_or(|(cut, _)| cut.keys_before < self.keys) {
-                    self.push(at, false);
-                    self.last_cut = (self.keys, self.bytes);
-                }
-            }
+        // A wanted boundary between the same two keys takes the place of another.
+        let is_parted = self.cuts.last().is_some_and(|(cut, _)| cut.keys_before == self.keys);
+        if self.keys > 0
+            && far
+            && !is_parted
+            && let Some(at) = self.rules.boundary_between(&self.last_key, key)
+        {
+            self.push(at, false);
+            self.last_cut = (self.keys, self.bytes);
         }
         self.keys += 1;
         self.bytes += key.len() as u64 + value_bytes;
