@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use sharded_etcd_core::keyspace::ShardIx;
 use sharded_etcd_etcd_api::etcdserverpb::{
-    kv_server::KvServer, lease_server::LeaseServer, watch_server::WatchServer,
+    auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
+    maintenance_server::MaintenanceServer, watch_server::WatchServer,
 };
 use sharded_etcd_line::{Line, Shards};
 use sharded_etcd_shard::ShardError;
@@ -22,7 +23,11 @@ use crate::{
     kv::Kv,
     lease::Leases,
     metrics::Metrics,
-    services::{kv::KvService, lease::LeaseService, watch::WatchService},
+    register::Registration,
+    services::{
+        auth::AuthService, cluster::ClusterService, kv::KvService, lease::LeaseService,
+        maintenance::MaintenanceService, watch::WatchService,
+    },
 };
 
 /// What gRPC adds to a request at most; a larger one is refused before it is read, as etcd does (embed: 512 KiB).
@@ -61,6 +66,7 @@ pub struct Proxy {
     kv: Arc<Kv>,
     hub: Arc<Hub>,
     leases: Arc<Leases>,
+    registration: Arc<Registration>,
 }
 
 impl Proxy {
@@ -82,8 +88,10 @@ impl Proxy {
         });
         let leases = Leases::start(Arc::clone(&ctx));
         let hub = Hub::start(Arc::clone(&ctx));
+        let passed = Arc::clone(&hub);
+        let registration = Registration::start(Arc::clone(&ctx), move || passed.passed());
         let kv = Kv::start(Arc::clone(&ctx), Arc::clone(&leases) as Arc<_>);
-        Ok(Arc::new(Self { ctx, kv, hub, leases }))
+        Ok(Arc::new(Self { ctx, kv, hub, leases, registration }))
     }
 
     /// Shared parts, for example the metrics.
@@ -117,10 +125,17 @@ impl Proxy {
             KvServer::new(KvService::new(c(), Arc::clone(&self.kv))).max_decoding_message_size(decode_max);
         let watch = WatchServer::new(WatchService::new(c(), Arc::clone(&self.hub)));
         let lease = LeaseServer::new(LeaseService::new(c(), Arc::clone(&self.leases)));
+        let cluster = ClusterServer::new(ClusterService::new(c(), Arc::clone(&self.registration)));
+        let maintenance =
+            MaintenanceServer::new(MaintenanceService::new(c(), Arc::clone(&self.registration)));
+        let auth = AuthServer::new(AuthService::new(c()));
         let router = extra
             .add_service(kv)
             .add_service(watch)
             .add_service(lease)
+            .add_service(cluster)
+            .add_service(maintenance)
+            .add_service(auth)
             .prepare()
             .into_axum_router()
             .merge(http::router(c()));
