@@ -1,10 +1,27 @@
 //! The shard manager: observe → plan → write down → execute.
+//!
+//! One of any number of managers leads; it takes shards in and out, plans ([`sharded_etcd_core::placement`]), splits,
+//! moves and merges ranges ([`sharded_etcd_core::moves`]) and cuts history off. Whatever it does is stored before it is
+//! relied on and guarded where it is stored, so a manager may be killed, doubled or replaced at any moment.
 
+mod admin;
+mod control;
 mod error;
-pub mod mover;
+mod history;
+mod leader;
+mod manager;
+mod members;
+mod mover;
 mod progress;
+mod report;
+mod reshape;
+mod sizes;
+mod status;
 
+pub use admin::{AdminService, ReadResource};
 pub use error::ManagerError;
+pub use history::HistoryOptions;
+pub use manager::{Manager, ManagerOptions};
 pub use mover::{
     MoverContext, MoverOptions, Outcome,
     failpoint::{Failpoints, Point, Proceed, When},
@@ -12,3 +29,6 @@ pub use mover::{
     throttle::Throttle,
 };
 pub use progress::{FinishedMove, MoveCounters, MoveProgress, Progress};
+pub use reshape::Reshaper;
+pub use sizes::{RangeSize, Sizes};
+pub use status::{ManagerStatus, MoveReport, Report, ShardReport};

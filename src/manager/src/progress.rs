@@ -28,6 +28,8 @@ const STALLS_MAX: usize = 10_000;
 pub struct MoveProgress {
     /// Its id.
     pub id: String,
+    /// The ownership that ends.
+    pub rid: Rid,
     /// The keys.
     pub range: KeyRange,
     /// Join number of the source.
@@ -128,9 +130,12 @@ impl Progress {
     pub(crate) fn seen(&self, seen: &Observation) {
         let Some(record) = seen.record.as_ref().map(|r| &r.value) else { return };
         let cursor = seen.destination.cursor.as_ref().map(|c| &c.value.stage);
-        let closed = seen.source.claims.value.of(&record.rid).is_some_and(|c| {
-            matches!(c.state, sharded_etcd_core::records::ClaimState::Closed(_))
-        });
+        let closed = seen
+            .source
+            .claims
+            .value
+            .of(&record.rid)
+            .is_some_and(|c| matches!(c.state, sharded_etcd_core::records::ClaimState::Closed(_)));
         let phase = match (record.phase, cursor) {
             (MovePhase::Aborting, _) => "abort",
             (MovePhase::Flipped, _) => "purge",
@@ -143,6 +148,7 @@ impl Progress {
         let mut moves = self.moves.lock();
         let progress = moves.entry(record.rid.clone()).or_insert_with(|| MoveProgress {
             id: record.id.clone(),
+            rid: record.rid.clone(),
             range: record.range.clone(),
             from: record.from,
             to: record.to,

@@ -53,7 +53,9 @@ async fn moves_under_writes_keep_everything() {
     let writers: Vec<_> = ["a", "b", "c", "x"]
         .into_iter()
         .enumerate()
-        .map(|(i, prefix)| tokio::spawn(Arc::clone(&client).run(prefix, i as u64 + 1, 400, Arc::clone(&stop))))
+        .map(|(i, prefix)| {
+            tokio::spawn(Arc::clone(&client).run(prefix, i as u64 + 1, 400, Arc::clone(&stop)))
+        })
         .collect();
     for (n, to) in [2, 1, 0, 2].into_iter().enumerate() {
         let rid = world.plan("a", to, &format!("m{n}")).await;
@@ -78,6 +80,13 @@ async fn killed_at(point: Point, give_up: Option<&str>) -> bool {
     let client = Client::new(&world);
     load(&client, "a", 40).await;
     let rid = world.plan("a", 2, "killed").await;
+    if give_up.is_some() {
+        // An executor before that has copied something, so that there is something to be undone.
+        let copied = Failpoints::new(|at| {
+            if at.step == "copy" && at.when == When::After { Proceed::Die } else { Proceed::Go }
+        });
+        assert!(run_move(&world.context(copied), &rid, None).await.is_err());
+    }
     let hits = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&hits);
     let failpoints = Failpoints::new(move |at| {

@@ -89,7 +89,8 @@ mod tests {
             Change::Put(pb::KeyValue { key: key.into(), version, ..Default::default() })
         };
         let delete = |key: &'static str| Change::Delete(key.into());
-        let all = vec![put("a", 1), put("b", 1), delete("a"), put("c", 1), put("a", 2), put("b", 2), delete("c")];
+        let all =
+            vec![put("a", 1), put("b", 1), delete("a"), put("c", 1), put("a", 2), put("b", 2), delete("c")];
         assert_eq!(latest_of_each_key(all), [put("a", 2), put("b", 2), delete("c")]);
     }
 
@@ -102,6 +103,8 @@ mod tests {
         assert_eq!(txn.success.len(), 5);
         assert!(matches!(&txn.success[0].request, Some(pb::Request::RequestPut(p)) if p.lease == 7));
         assert!(matches!(&txn.success[1].request, Some(pb::Request::RequestPut(p)) if p.lease == 0));
-        assert!(matches!(&txn.success[4].request, Some(pb::Request::RequestPut(p)) if p.key == cursor_key("m")));
+        assert!(
+            matches!(&txn.success[4].request, Some(pb::Request::RequestPut(p)) if p.key == cursor_key("m"))
+        );
     }
 }

@@ -68,11 +68,13 @@ fn copying(seen: &Observation, session: &Session, record: &MoveRecord) -> Step {
         }
         (CursorStage::Copy { .. }, None) => Step::Work(Work::Copy),
         (CursorStage::Tail { .. }, None) if !session.ready_to_close => Step::Work(Work::Tail),
-        (CursorStage::Tail { .. }, None) => match seen.source.claims.value.other_on(&record.range, &record.rid) {
-            None => Step::Do(Effect::Close),
-            // Closing the fence would not stop who writes by the other one's.
-            Some(other) => Step::Wait(in_the_way("source", other)),
-        },
+        (CursorStage::Tail { .. }, None) => {
+            match seen.source.claims.value.other_on(&record.range, &record.rid) {
+                None => Step::Do(Effect::Close),
+                // Closing the fence would not stop who writes by the other one's.
+                Some(other) => Step::Wait(in_the_way("source", other)),
+            }
+        }
         (CursorStage::Tail { revision, sub }, Some(at)) if session.closed_at == Some(at) => {
             let passed = *revision > at && *sub == 0;
             if session.drained && passed {
@@ -86,7 +88,9 @@ fn copying(seen: &Observation, session: &Session, record: &MoveRecord) -> Step {
             give_up("its executor was lost while writers waited")
         }
         (CursorStage::Void, _) => give_up("the destination's copy was dropped"),
-        (CursorStage::Sealed { .. }, _) => give_up("the source is not closed where the destination was sealed"),
+        (CursorStage::Sealed { .. }, _) => {
+            give_up("the source is not closed where the destination was sealed")
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use crate::{
     keyspace::KeyRange,
     line::{Entry, Flip},
     records::{
-        self, ClaimState, Cursor, CursorStage, FENCE_OPEN, MapRecord, MovePhase, MoveRecord, Record, claims_key,
-        cursor_key, fence_closed_by, fence_key, move_key, override_range, purge_key,
+        self, ClaimState, Cursor, CursorStage, FENCE_OPEN, MapRecord, MovePhase, MoveRecord, Record,
+        claims_key, cursor_key, fence_closed_by, fence_key, move_key, override_range, purge_key,
     },
 };
 
@@ -70,9 +70,11 @@ impl Effect {
         match self {
             Self::Flip { .. } | Self::Abort | Self::Forget => Place::Meta,
             Self::Close | Self::Release | Self::PurgeSource | Self::PurgedSource => Place::Source,
-            Self::Open { .. } | Self::Seal { .. } | Self::Void | Self::PurgedDestination | Self::ForgetCursor => {
-                Place::Destination
-            }
+            Self::Open { .. }
+            | Self::Seal { .. }
+            | Self::Void
+            | Self::PurgedDestination
+            | Self::ForgetCursor => Place::Destination,
         }
     }
 
@@ -157,9 +159,11 @@ impl Effect {
     fn writes(&self, seen: &Observation, record: &MoveRecord) -> Vec<Write> {
         let (id, rid, new_rid, range) = (&record.id, &record.rid, &record.new_rid, &record.range);
         let cursor = |copy_at, stage| Write::Put(cursor_key(id), Cursor { copy_at, stage }.encode());
-        let source_claims = |state| Write::Put(claims_key(), seen.source.claims.value.with(range, rid, state).encode());
-        let destination_claims =
-            |state| Write::Put(claims_key(), seen.destination.claims.value.with(range, new_rid, state).encode());
+        let source_claims =
+            |state| Write::Put(claims_key(), seen.source.claims.value.with(range, rid, state).encode());
+        let destination_claims = |state| {
+            Write::Put(claims_key(), seen.destination.claims.value.with(range, new_rid, state).encode())
+        };
         let copy_at = seen.destination.cursor.as_ref().map_or(0, |c| c.value.copy_at);
         match self {
             Self::Open { copy_at } => vec![
@@ -204,7 +208,10 @@ impl Effect {
                     writes.push(destination_claims(ClaimState::Purging));
                 } else {
                     // It never opened, so it holds nothing; the claims are put so that a late open does not match.
-                    writes.push(Write::Put(claims_key(), seen.destination.claims.value.without(new_rid).encode()));
+                    writes.push(Write::Put(
+                        claims_key(),
+                        seen.destination.claims.value.without(new_rid).encode(),
+                    ));
                 }
                 writes
             }
@@ -248,7 +255,10 @@ fn modified<T>(stored: &Option<Stored<T>>) -> i64 {
 pub fn plan_txn(record: &MoveRecord, map_modified: i64) -> pb::TxnRequest {
     let key = move_key(&record.rid);
     ops::txn(
-        vec![ops::created_at(key.clone(), 0), ops::modified_at(Bytes::from_static(records::MAP), map_modified)],
+        vec![
+            ops::created_at(key.clone(), 0),
+            ops::modified_at(Bytes::from_static(records::MAP), map_modified),
+        ],
         vec![ops::put(key, record.encode())],
     )
 }
@@ -293,7 +303,9 @@ impl Observation {
             Place::Source if *key == claims_key() => {
                 self.source.claims = decoded(value, revision);
             }
-            Place::Destination if *key == fence_key(&record.new_rid) => self.destination.fence = value.map(stored),
+            Place::Destination if *key == fence_key(&record.new_rid) => {
+                self.destination.fence = value.map(stored)
+            }
             Place::Destination if *key == purge_key(&record.new_rid) => {
                 self.destination.purge = value.map(|_| revision);
             }
@@ -301,7 +313,8 @@ impl Observation {
                 self.destination.claims = decoded(value, revision);
             }
             Place::Destination if *key == cursor_key(&record.id) => {
-                self.destination.cursor = value.and_then(|v| Cursor::decode(&v).ok()).map(stored_with(revision));
+                self.destination.cursor =
+                    value.and_then(|v| Cursor::decode(&v).ok()).map(stored_with(revision));
             }
             _ => {}
         }

@@ -89,7 +89,8 @@ pub fn pending_reshape(claims: &Claims) -> Option<Reshape> {
         parts
     };
     let new = parts(&|c| c.state == ClaimState::Opening(id.clone()));
-    let old = parts(&|c| c.state == ClaimState::Open && new.iter().any(|(_, range)| range.overlaps(&c.range)));
+    let old =
+        parts(&|c| c.state == ClaimState::Open && new.iter().any(|(_, range)| range.overlaps(&c.range)));
     Some(Reshape { id, old, new })
 }
 
@@ -126,7 +127,10 @@ pub fn reshape_step(
         let mut compare = vec![ops::modified_at(Bytes::from_static(records::MAP), seen.modified)];
         compare.extend(reshape.old.iter().map(|(rid, _)| ops::created_at(move_key(rid), 0)));
         let success = vec![
-            ops::put(Bytes::from_static(records::MAP), MapRecord { generation: seen.generation + 1 }.encode()),
+            ops::put(
+                Bytes::from_static(records::MAP),
+                MapRecord { generation: seen.generation + 1 }.encode(),
+            ),
             ops::put(Bytes::from_static(records::CUT_LATEST), reshape.entry()?.encode()),
         ];
         return Some(ReshapeStep::Log(ops::txn(compare, success)));

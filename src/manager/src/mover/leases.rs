@@ -44,7 +44,8 @@ impl Shadows {
         ix: ShardIx,
         ids: impl IntoIterator<Item = i64>,
     ) -> Result<()> {
-        let ids: HashSet<i64> = ids.into_iter().filter(|&id| id != 0 && !self.ready.contains_key(&id)).collect();
+        let ids: HashSet<i64> =
+            ids.into_iter().filter(|&id| id != 0 && !self.ready.contains_key(&id)).collect();
         for id in ids {
             let ready = register(meta, id, ix).await?;
             if ready {

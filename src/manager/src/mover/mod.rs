@@ -8,9 +8,9 @@
 pub(crate) mod copy;
 pub(crate) mod failpoint;
 mod leases;
-mod observe;
+pub(crate) mod observe;
 mod purge;
-mod read;
+pub(crate) mod read;
 mod tail;
 pub(crate) mod throttle;
 mod verify;
@@ -149,8 +149,12 @@ impl Mover<'_> {
         let mut kept = Session::default();
         loop {
             self.tail = None;
-            let mut session =
-                Session { give_up: self.give_up.clone(), released: kept.released, voided: kept.voided, ..Session::default() };
+            let mut session = Session {
+                give_up: self.give_up.clone(),
+                released: kept.released,
+                voided: kept.voided,
+                ..Session::default()
+            };
             let mut seen = self.observe(&session).await?;
             loop {
                 session.copy_at = seen.record.as_ref().map_or(0, |r| self.context.line.cut().v(r.value.from));
@@ -216,7 +220,12 @@ impl Mover<'_> {
     }
 
     /// Sends one effect; true if it was applied and is in `seen` now.
-    async fn effect(&mut self, effect: &Effect, seen: &mut Observation, session: &mut Session) -> Result<bool> {
+    async fn effect(
+        &mut self,
+        effect: &Effect,
+        seen: &mut Observation,
+        session: &mut Session,
+    ) -> Result<bool> {
         let Some(txn) = effect.txn(seen) else { return Ok(false) };
         let Some(record) = seen.record.as_ref().map(|r| r.value.clone()) else { return Ok(false) };
         self.context.failpoints.before(effect.name())?;

@@ -5,8 +5,8 @@ use sharded_etcd_core::{
     keyspace::Rid,
     moves::{DestinationView, MapView, Observation, Session, SourceView, Stored},
     records::{
-        self, Claims, Cursor, MapRecord, MovePhase, MoveRecord, Record, claims_key, cursor_key, fence_key, move_key,
-        purge_key,
+        self, Claims, Cursor, MapRecord, MovePhase, MoveRecord, Record, claims_key, cursor_key, fence_key,
+        move_key, purge_key,
     },
 };
 use sharded_etcd_etcd_api::messages as pb;
@@ -24,8 +24,12 @@ impl Mover<'_> {
     pub(crate) async fn observe(&self, session: &Session) -> Result<Observation> {
         for _ in 0..TRIES_MAX {
             let (record, map) = self.observe_meta().await?;
-            let mut seen =
-                Observation { record, map, source: SourceView::default(), destination: DestinationView::default() };
+            let mut seen = Observation {
+                record,
+                map,
+                source: SourceView::default(),
+                destination: DestinationView::default(),
+            };
             let Some(stored) = seen.record.clone() else { return Ok(seen) };
             let record = &stored.value;
             if record.phase == MovePhase::Copying && session.give_up.is_some() {
@@ -55,7 +59,12 @@ impl Mover<'_> {
         let mut kvs = answers(answer);
         let record = kvs.next().flatten();
         let record = record
-            .map(|kv| Ok::<_, ManagerError>(Stored { value: MoveRecord::decode(&kv.value)?, modified: kv.mod_revision }))
+            .map(|kv| {
+                Ok::<_, ManagerError>(Stored {
+                    value: MoveRecord::decode(&kv.value)?,
+                    modified: kv.mod_revision,
+                })
+            })
             .transpose()?;
         let map = map_view(&self.context.line, kvs.next().flatten(), self.rid).await?;
         Ok((record, map))
@@ -95,7 +104,9 @@ async fn observe_destination(shard: &dyn Shard, record: &MoveRecord) -> Result<D
         cursor: kvs
             .next()
             .flatten()
-            .map(|kv| Ok::<_, ManagerError>(Stored { value: Cursor::decode(&kv.value)?, modified: kv.mod_revision }))
+            .map(|kv| {
+                Ok::<_, ManagerError>(Stored { value: Cursor::decode(&kv.value)?, modified: kv.mod_revision })
+            })
             .transpose()?,
         purge: kvs.next().flatten().map(|kv| kv.mod_revision),
     })

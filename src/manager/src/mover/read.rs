@@ -62,13 +62,20 @@ impl KeyReader {
         let bytes: usize = answer.kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
         let fitting = (PAGE_BYTES * answer.kvs.len() / bytes.max(1)) as i64;
         self.limit = fitting.clamp(1, PAGE_KEYS_MAX).min(self.limit * 4);
-        let overrides =
-            if self.overrides { read_overrides(self.shard.as_ref(), &read, self.revision).await? } else { HashMap::new() };
+        let overrides = if self.overrides {
+            read_overrides(self.shard.as_ref(), &read, self.revision).await?
+        } else {
+            HashMap::new()
+        };
         let kvs = self.line.with_fold(|fold| {
-            answer.kvs.into_iter().map(|kv| {
-                let o = overrides.get(&kv.key);
-                client_kv(fold, self.ix, kv, o)
-            }).collect()
+            answer
+                .kvs
+                .into_iter()
+                .map(|kv| {
+                    let o = overrides.get(&kv.key);
+                    client_kv(fold, self.ix, kv, o)
+                })
+                .collect()
         });
         self.done = !answer.more;
         self.rest.start = next;
@@ -78,10 +85,18 @@ impl KeyReader {
     /// One page; with fewer keys if so many are too large for one answer.
     async fn raw_page(&mut self) -> Result<pb::RangeResponse, ShardError> {
         loop {
-            let request =
-                pb::RangeRequest { limit: self.limit, revision: self.revision, ..ops::range_request(&self.rest) };
+            let request = pb::RangeRequest {
+                limit: self.limit,
+                revision: self.revision,
+                ..ops::range_request(&self.rest)
+            };
             match self.shard.range(request).await {
-                Err(error) if self.limit > 1 && !error.is_compacted() && !error.is_future_rev() && too_large(&error) => {
+                Err(error)
+                    if self.limit > 1
+                        && !error.is_compacted()
+                        && !error.is_future_rev()
+                        && too_large(&error) =>
+                {
                     self.limit = (self.limit / 4).max(1);
                 }
                 answer => return answer,

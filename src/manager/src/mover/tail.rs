@@ -7,6 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt};
+use parking_lot::Mutex;
 use sharded_etcd_core::{
     keyspace::{KeyRange, ShardIx},
     moves::{BATCH_BYTES_MAX, BATCH_KEYS_MAX, Change, Observation, Session, Stored},
@@ -52,7 +53,8 @@ struct Received {
 
 /// A watch on the whole source, and what it has brought.
 pub(crate) struct Tail {
-    events: WatchStream,
+    /// Never locked: it makes a stream that is only `Send` shareable, and so the executor's futures `Send`.
+    events: Mutex<WatchStream>,
     range: KeyRange,
     /// Where the destination's cursor was when the watch began: earlier events are applied.
     begin: (i64, u64),
@@ -77,7 +79,7 @@ impl Tail {
         };
         let events = source.watch(request).await.map_err(|e| history_gone(e, begin.0))?;
         Ok(Self {
-            events,
+            events: Mutex::new(events),
             range: record.range.clamped(),
             begin,
             pending: VecDeque::new(),
@@ -91,20 +93,23 @@ impl Tail {
 
     /// Takes what has come; waits for something, `most` long, if nothing has.
     async fn receive(&mut self, most: Duration) -> Result<(), Interrupt> {
-        let mut response = match self.events.next().now_or_never() {
+        let mut response = match self.events.get_mut().next().now_or_never() {
             Some(response) => Some(response),
             None if most.is_zero() => None,
-            None => tokio::time::timeout(most, self.events.next()).await.ok(),
+            None => tokio::time::timeout(most, self.events.get_mut().next()).await.ok(),
         };
         while let Some(received) = response {
             let Some(received) = received else {
-                return Err(Interrupt::Failed(ManagerError::Slow { what: "the watch on the source, which ended,", ms: 0 }));
+                return Err(Interrupt::Failed(ManagerError::Slow {
+                    what: "the watch on the source, which ended,",
+                    ms: 0,
+                }));
             };
             self.take(received?)?;
             if self.pending.len() >= PENDING_MAX {
                 break;
             }
-            response = self.events.next().now_or_never();
+            response = self.events.get_mut().next().now_or_never();
         }
         Ok(())
     }
@@ -157,7 +162,9 @@ impl Tail {
         }
         let stage = match self.pending.front() {
             // The rest of this revision, and all that follows, is to be applied.
-            Some(next) if next.revision <= covered => CursorStage::Tail { revision: next.revision, sub: next.place },
+            Some(next) if next.revision <= covered => {
+                CursorStage::Tail { revision: next.revision, sub: next.place }
+            }
             _ => CursorStage::Tail { revision: covered.min(self.last.0) + 1, sub: 0 },
         };
         // The last event of each key is enough: what lies between is never visible on the destination.
@@ -172,7 +179,11 @@ impl Tail {
 
 impl Mover<'_> {
     /// [`Work::Tail`](sharded_etcd_core::moves::Work::Tail).
-    pub(crate) async fn tail(&mut self, seen: &mut Observation, session: &mut Session) -> Result<(), Interrupt> {
+    pub(crate) async fn tail(
+        &mut self,
+        seen: &mut Observation,
+        session: &mut Session,
+    ) -> Result<(), Interrupt> {
         let Some((record, mut cursor)) = record_and_cursor(seen) else { return Err(Interrupt::Lost) };
         let source = self.shard(record.from).await?;
         let mut tail = match self.tail.take() {
@@ -194,7 +205,8 @@ impl Mover<'_> {
             if tail.verified && tail.changed.len() > CHANGED_MAX {
                 tail.verified = false;
             }
-            let few = tail.changed.len() <= self.context.options.changed_keys_max || tail.rounds >= ROUNDS_MAX;
+            let few =
+                tail.changed.len() <= self.context.options.changed_keys_max || tail.rounds >= ROUNDS_MAX;
             if tail.verified && few {
                 self.tail = Some(tail);
                 session.ready_to_close = true;
@@ -243,7 +255,9 @@ impl Mover<'_> {
         let Some((record, mut cursor)) = record_and_cursor(seen) else { return Err(Interrupt::Lost) };
         let source = self.shard(record.from).await?;
         let Some(mut tail) = self.tail.take() else {
-            return Err(Interrupt::GiveUp("its watch on the source was lost while writers waited".to_owned()));
+            return Err(Interrupt::GiveUp(
+                "its watch on the source was lost while writers waited".to_owned(),
+            ));
         };
         self.context.failpoints.before("drain")?;
         self.context.line.cover(record.from, upto).await.map_err(ManagerError::Line)?;
@@ -275,7 +289,9 @@ impl Mover<'_> {
             let covered = self.covered(record.from, wanted, received).await.map_err(Interrupt::Failed)?;
             let (events, stage) = tail.next_batch(covered.min(received));
             if events.is_empty() {
-                let CursorStage::Tail { revision, .. } = cursor.value.stage else { return Err(Interrupt::Lost) };
+                let CursorStage::Tail { revision, .. } = cursor.value.stage else {
+                    return Err(Interrupt::Lost);
+                };
                 let CursorStage::Tail { revision: next, .. } = stage else { return Err(Interrupt::Lost) };
                 let due = next - revision >= IDLE_REVISIONS || tail.moved_on.elapsed() >= IDLE_TIME || last;
                 if next <= revision || !due {
@@ -303,7 +319,10 @@ impl Mover<'_> {
         match tokio::time::timeout(most, covered).await {
             Ok(Ok(cut)) => Ok(cut.v(ix)),
             Ok(Err(_)) => Err(LineError::Closed.into()),
-            Err(_) => Err(ManagerError::Slow { what: "a cut that covers the source's events", ms: most.as_millis() }),
+            Err(_) => Err(ManagerError::Slow {
+                what: "a cut that covers the source's events",
+                ms: most.as_millis(),
+            }),
         }
     }
 
@@ -325,7 +344,8 @@ impl Mover<'_> {
             }
             // A key that was created here after the import carries no override.
             let old = imported_at > 0
-                && line.with_fold(|fold| fold.global(ix, kv.create_revision).is_none_or(|g| g <= imported_at));
+                && line
+                    .with_fold(|fold| fold.global(ix, kv.create_revision).is_none_or(|g| g <= imported_at));
             let o = if old { read_override(source, &kv.key, kv.mod_revision).await? } else { None };
             Ok::<_, sharded_etcd_shard::ShardError>(Some(Change::Put(
                 line.with_fold(|fold| client_kv(fold, ix, kv, o.as_ref())),

@@ -27,11 +27,16 @@ impl Mover<'_> {
         let (source, destination) = (self.shard(record.from).await?, self.shard(record.to).await?);
         let line = || self.context.line.clone();
         let imported = self.source_was_imported(record);
-        let mut a = Side::new(KeyReader::new(line(), source, record.from, &record.range, source_at, imported));
-        let mut b = Side::new(KeyReader::new(line(), destination, record.to, &record.range, destination_at, true));
+        let mut a =
+            Side::new(KeyReader::new(line(), source, record.from, &record.range, source_at, imported));
+        let mut b =
+            Side::new(KeyReader::new(line(), destination, record.to, &record.range, destination_at, true));
         loop {
             let (left, right) = tokio::join!(a.next(), b.next());
-            match (left.map_err(|e| history_gone(e, source_at))?, right.map_err(|e| history_gone(e, destination_at))?) {
+            match (
+                left.map_err(|e| history_gone(e, source_at))?,
+                right.map_err(|e| history_gone(e, destination_at))?,
+            ) {
                 (None, None) => return Ok(None),
                 (left, right) if left == right => {}
                 (left, right) => return Ok(Some(difference(left.as_ref(), right.as_ref()))),
@@ -114,9 +119,16 @@ fn difference(source: Option<&pb::KeyValue>, destination: Option<&pb::KeyValue>)
     };
     match (source, destination) {
         (Some(a), Some(b)) if a.key == b.key => {
-            format!("key {} is {} on the source and {} on the destination", Printable(&a.key), show(a), show(b))
+            format!(
+                "key {} is {} on the source and {} on the destination",
+                Printable(&a.key),
+                show(a),
+                show(b)
+            )
         }
-        (Some(a), Some(b)) if a.key > b.key => format!("key {} is on the destination only", Printable(&b.key)),
+        (Some(a), Some(b)) if a.key > b.key => {
+            format!("key {} is on the destination only", Printable(&b.key))
+        }
         (Some(a), _) => format!("key {} is on the source only", Printable(&a.key)),
         (None, Some(b)) => format!("key {} is on the destination only", Printable(&b.key)),
         (None, None) => "no difference".to_owned(),

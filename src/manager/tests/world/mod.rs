@@ -15,8 +15,8 @@ use sharded_etcd_core::{
     keyspace::{KeyRange, RESERVED, RangeEntry, Rid, ShardIx},
     moves::{ops, plan_txn},
     records::{
-        self, FENCE_OPEN, LeaseRecord, LeaseState, MovePhase, MoveRecord, Record, TopologyId, fence_key, lease_key,
-        move_key, overridden_key, override_key, override_range,
+        self, FENCE_OPEN, LeaseRecord, LeaseState, MovePhase, MoveRecord, Record, TopologyId, fence_key,
+        lease_key, move_key, overridden_key, override_key, override_range,
     },
     translate::{StoredOverride, client_kv},
 };
@@ -113,7 +113,8 @@ impl World {
 
     /// Writes a move of the range that holds `key` down, as the manager does.
     pub async fn plan(&self, key: &str, to: u32, id: &str) -> Rid {
-        let map = self.meta.range(pb::RangeRequest { key: Bytes::from_static(records::MAP), ..Default::default() });
+        let map =
+            self.meta.range(pb::RangeRequest { key: Bytes::from_static(records::MAP), ..Default::default() });
         let modified = map.await.unwrap().kvs[0].mod_revision;
         let cut = self.line.at_position(modified).await.unwrap();
         let entry = cut.map.owner(key.as_bytes());

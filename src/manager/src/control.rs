@@ -1,0 +1,445 @@
+//! The leader's loop: observe → plan → write down → execute, again and again.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use rand::Rng;
+use sharded_etcd_core::{
+    keyspace::{KeyRange, Rid, ShardIx},
+    moves::{ops, plan_txn},
+    placement::{Action, Plan, Step, Wait, plan},
+    records::{MovePhase, MoveRecord, Record},
+    topology::Topology,
+};
+use sharded_etcd_line::{Line, Shards};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    ManagerError, ManagerOptions,
+    error::Result,
+    history::{History, read_moves},
+    members::{Members, Waiting, chain},
+    mover::{MoverContext, Outcome, observe::read_map, run_move, throttle::Throttle},
+    progress::Progress,
+    reshape::Reshaper,
+    sizes::Sizes,
+    status::{ManagerStatus, Report, ShardReport},
+};
+
+/// First and longest pause after a failed execution, or before a range whose move was aborted is tried again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+const ABORT_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How long a move whose shards fail is tried before it is given up, if it still can be.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One term of a leader.
+pub(crate) struct Control {
+    options: Arc<ManagerOptions>,
+    line: Arc<Line>,
+    shards: Arc<Shards>,
+    sizes: Arc<Sizes>,
+    progress: Arc<Progress>,
+    throttle: Arc<Throttle>,
+    status: watch::Sender<Arc<ManagerStatus>>,
+    members: Members,
+    history: Arc<History>,
+    reshaper: Reshaper,
+    token: CancellationToken,
+    tasks: TaskTracker,
+    running: Arc<Mutex<HashSet<Rid>>>,
+    /// Ranges whose moves were aborted: how often, and until when they rest.
+    aborted: Arc<Mutex<Vec<(KeyRange, u32, Instant)>>>,
+    /// Ranges that were moved lately.
+    settled: Arc<Mutex<HashMap<Rid, Instant>>>,
+    lease: i64,
+    reported: Option<Report>,
+}
+
+impl Control {
+    pub(crate) fn new(
+        options: Arc<ManagerOptions>,
+        sizes: Arc<Sizes>,
+        progress: Arc<Progress>,
+        status: watch::Sender<Arc<ManagerStatus>>,
+        token: CancellationToken,
+        lease: i64,
+    ) -> Self {
+        let (line, shards) = (Arc::clone(&options.line), Arc::clone(&options.shards));
+        Self {
+            members: Members::new(Arc::clone(&line), Arc::clone(&shards), options.drain_history_max),
+            history: Arc::new(History::new(Arc::clone(&line), Arc::clone(&shards), options.history.clone())),
+            reshaper: Reshaper {
+                line: Arc::clone(&line),
+                shards: Arc::clone(&shards),
+                failpoints: options.failpoints.clone(),
+            },
+            throttle: Arc::new(Throttle::new(None)),
+            tasks: TaskTracker::new(),
+            running: Arc::default(),
+            aborted: Arc::default(),
+            settled: Arc::default(),
+            reported: None,
+            options,
+            line,
+            shards,
+            sizes,
+            progress,
+            status,
+            token,
+            lease,
+        }
+    }
+
+    /// Works until the term ends; waits for what is under way to stop.
+    pub(crate) async fn run(mut self) {
+        let mut topology = self.options.topology.clone();
+        let history = self.spawn_history();
+        let token = self.token.clone();
+        while !self.token.is_cancelled() {
+            let wanted = topology.borrow_and_update().clone();
+            let again = tokio::select! {
+                () = token.cancelled() => break,
+                again = self.tick(&wanted) => again,
+            };
+            let pause = match again {
+                Ok(true) => Duration::ZERO,
+                Ok(false) => self.options.interval,
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "shard manager could not do its round");
+                    self.status.send_modify(|status| {
+                        let mut next = ManagerStatus::clone(status);
+                        next.error = Some(chain(&error));
+                        *status = Arc::new(next);
+                    });
+                    self.options.interval
+                }
+            };
+            tokio::select! {
+                () = self.token.cancelled() => {}
+                _ = topology.changed() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+        let _ = history.await;
+        self.status.send_replace(Arc::default());
+    }
+
+    /// Compaction and checkpoints go on whatever the moves do.
+    fn spawn_history(&self) -> tokio::task::JoinHandle<()> {
+        let (history, token) = (Arc::clone(&self.history), self.token.clone());
+        let (topology, interval) = (self.options.topology.clone(), self.options.interval);
+        tokio::spawn(async move {
+            loop {
+                let retention = topology.borrow().compaction_retention;
+                tokio::select! {
+                    () = token.cancelled() => return,
+                    done = history.tick(retention) => {
+                        if let Err(error) = done {
+                            tracing::warn!(error = %chain(&error), "cannot cut history off");
+                        }
+                    }
+                }
+                tokio::select! {
+                    () = token.cancelled() => return,
+                    () = tokio::time::sleep(interval) => {}
+                }
+            }
+        })
+    }
+
+    /// One round; true if the next one should follow at once.
+    async fn tick(&mut self, topology: &Topology) -> Result<bool> {
+        self.throttle.set(topology.rebalance.bytes_per_second_max);
+        let joins = self.members.join(topology).await;
+        let moves = read_moves(&self.line).await?;
+        for record in &moves {
+            self.execute(record.rid.clone());
+        }
+        let mut failures = self.finish_reshapes().await;
+        self.sizes.refresh(topology).await;
+        // A map that changed since is seen by the guards, or by the next round.
+        let moving = moves
+            .iter()
+            .filter(|m| m.phase != MovePhase::Flipped)
+            .map(|m| (m.rid.clone(), m.to))
+            .collect::<HashMap<Rid, ShardIx>>();
+        let settle = self.options.settle;
+        let settled = Arc::clone(&self.settled);
+        settled.lock().retain(|_, at| at.elapsed() < settle);
+        let observation = self.sizes.observation(topology, &moving, |e| settled.lock().contains_key(&e.rid));
+        let plan = plan(&observation, topology, &self.options.limits);
+        let mut acted = false;
+        if self.sizes.complete() || !self.sizes.unreachable().is_empty() {
+            for step in plan.ready() {
+                match self.carry_out(step).await {
+                    Ok(done) => acted |= done,
+                    Err(error) => failures.push(Wait { what: step.to_string(), reason: chain(&error) }),
+                }
+            }
+        }
+        let leaves = self.members.leave(topology, &moves).await;
+        let leaves = leaves.unwrap_or_else(|error| vec![("a leaving shard".to_owned(), Some(chain(&error)))]);
+        acted |= leaves.iter().any(|(_, waiting)| waiting.is_none());
+        self.publish(topology, &plan, &joins, &leaves, failures, &moves).await;
+        Ok(acted)
+    }
+
+    /// Splits and merges that somebody began are finished before anything is planned on them.
+    async fn finish_reshapes(&self) -> Vec<Wait> {
+        let cut = self.line.cut();
+        let mut failures = Vec::new();
+        for (i, left) in cut.left.iter().enumerate() {
+            let ix = ShardIx(u32::try_from(i).unwrap_or(u32::MAX));
+            if *left {
+                continue;
+            }
+            if let Err(error) = self.reshaper.finish_pending(ix).await {
+                failures.push(Wait { what: cut.name(ix).to_owned(), reason: chain(&error) });
+            }
+        }
+        failures
+    }
+
+    /// Begins one step of the plan; false if it cannot be begun now.
+    async fn carry_out(&self, step: &Step) -> Result<bool> {
+        let id = format!("{:016x}", rand::rng().random::<u64>());
+        match &step.action {
+            Action::Split { rid, at, .. } => {
+                let Some((left, right)) = self.reshaper.split(rid, at, &id).await? else { return Ok(false) };
+                self.sizes.split(rid, at, &left, &right);
+                self.progress.counters.splits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                Ok(true)
+            }
+            Action::Merge { left, right, .. } => {
+                let done = self.reshaper.merge(left, right, &id).await?.is_some();
+                self.progress
+                    .counters
+                    .merges
+                    .fetch_add(u64::from(done), std::sync::atomic::Ordering::Relaxed);
+                Ok(done)
+            }
+            Action::Move { rid, range, to } => {
+                if self.rests(range) {
+                    return Ok(false);
+                }
+                let Some(to) = self.line.with_fold(|fold| fold.shard_named(to)) else { return Ok(false) };
+                let begun = self.begin_move(rid, to, &id, &step.reason).await?;
+                if begun {
+                    self.execute(rid.clone());
+                }
+                Ok(begun)
+            }
+        }
+    }
+
+    /// True if a move of this range was aborted a short while ago.
+    fn rests(&self, range: &KeyRange) -> bool {
+        self.aborted.lock().iter().any(|(r, _, until)| r.overlaps(range) && Instant::now() < *until)
+    }
+
+    /// Writes a move down.
+    async fn begin_move(&self, rid: &Rid, to: ShardIx, id: &str, reason: &str) -> Result<bool> {
+        let meta = self.line.meta();
+        let Some(map) = read_map(meta.as_ref()).await.map_err(ManagerError::Meta)? else { return Ok(false) };
+        let cut = self.line.at_position(map.mod_revision).await?;
+        let Some(entry) = cut.map.by_rid(rid) else { return Ok(false) };
+        if entry.shard == to {
+            return Ok(false);
+        }
+        let record = MoveRecord {
+            id: id.to_owned(),
+            rid: rid.clone(),
+            new_rid: Rid::new(format!("m-{id}")),
+            range: entry.range.clone(),
+            from: entry.shard,
+            to,
+            phase: MovePhase::Copying,
+            reason: reason.to_owned(),
+        };
+        let answer = meta.txn(plan_txn(&record, map.mod_revision)).await.map_err(ManagerError::Meta)?;
+        if answer.succeeded {
+            tracing::info!(%rid, range = %record.range, from = cut.name(record.from), to = cut.name(to), reason, "move begins");
+        }
+        Ok(answer.succeeded)
+    }
+
+    /// Executes a move in a task of its own, unless this process does so already.
+    fn execute(&self, rid: Rid) {
+        if !self.running.lock().insert(rid.clone()) {
+            return;
+        }
+        let context = MoverContext {
+            line: Arc::clone(&self.line),
+            shards: Arc::clone(&self.shards),
+            options: self.options.mover.clone(),
+            throttle: Arc::clone(&self.throttle),
+            progress: Arc::clone(&self.progress),
+            failpoints: self.options.failpoints.clone(),
+        };
+        let executor = Executor {
+            context,
+            sizes: Arc::clone(&self.sizes),
+            aborted: Arc::clone(&self.aborted),
+            settled: Arc::clone(&self.settled),
+        };
+        let (token, running) = (self.token.clone(), Arc::clone(&self.running));
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = token.cancelled() => {}
+                () = executor.run(&rid) => {}
+            }
+            running.lock().remove(&rid);
+        });
+    }
+
+    async fn publish(
+        &mut self,
+        topology: &Topology,
+        plan: &Plan,
+        joins: &[(String, String)],
+        leaves: &[(String, Waiting)],
+        failures: Vec<Wait>,
+        moves: &[MoveRecord],
+    ) {
+        let wait = |(what, reason): &(String, String)| Wait { what: what.clone(), reason: reason.clone() };
+        let mut waits = plan.waits.clone();
+        waits.extend(joins.iter().map(wait));
+        waits.extend(
+            leaves
+                .iter()
+                .filter_map(|(what, waiting)| Some(Wait { what: what.clone(), reason: waiting.clone()? })),
+        );
+        for (range, times, until) in self.aborted.lock().iter().filter(|a| Instant::now() < a.2) {
+            let seconds = until.saturating_duration_since(Instant::now()).as_secs() + 1;
+            let reason = format!("its move was aborted {times} times; it is tried again in {seconds} s");
+            waits.push(Wait { what: range.to_string(), reason });
+        }
+        waits.extend(failures);
+        let moving = self.progress.moves();
+        let status = ManagerStatus {
+            leading: true,
+            complete: self.sizes.complete(),
+            balanced: plan.balanced,
+            settled: plan.steps.is_empty() && moves.is_empty() && joins.is_empty() && leaves.is_empty(),
+            moves: moving,
+            finished: self.progress.finished(),
+            steps: plan.steps.iter().map(ToString::to_string).collect(),
+            waits,
+            shards: self.shard_reports(topology, leaves),
+            generation: plan.parent_generation,
+            error: None,
+        };
+        let map = Arc::clone(&self.line.cut().map);
+        let sizes = map.entries().iter().filter_map(|e| {
+            let size = self.sizes.of(&e.rid)?;
+            Some((e.rid.clone(), size.keys, size.bytes))
+        });
+        let report = Report::new(&self.options.name, &status, sizes.collect());
+        self.status.send_replace(Arc::new(status));
+        if self.reported.as_ref() != Some(&report) {
+            let put = ops::put_leased(Report::key(), report.encode(), self.lease);
+            // Lost leadership, or meta is away: both are noticed elsewhere.
+            if self.line.meta().txn(ops::txn(Vec::new(), vec![put])).await.is_ok() {
+                self.reported = Some(report);
+            }
+        }
+    }
+
+    fn shard_reports(&self, topology: &Topology, leaves: &[(String, Waiting)]) -> Vec<ShardReport> {
+        let cut = self.line.cut();
+        let (unreachable, quarantined) = (self.sizes.unreachable(), self.shards.quarantined());
+        let joined = cut.names.iter().enumerate().filter(|(i, _)| !cut.left[*i]).map(|(i, name)| {
+            let ix = ShardIx(u32::try_from(i).unwrap_or(u32::MAX));
+            let bad = quarantined.iter().find(|q| q.0 == ix).map(|q| ("Quarantined", q.1.clone()));
+            let away = unreachable.get(&ix).map(|why| ("Unreachable", why.clone()));
+            let leaving = leaves.iter().find(|l| *l.0 == **name);
+            let leaving = leaving.map(|l| ("Draining", l.1.clone().unwrap_or_default()));
+            let (phase, message) = bad.or(away).or(leaving).unwrap_or(("Serving", String::new()));
+            let (keys, bytes) = self.sizes.of_shard(&cut.map, ix);
+            let ranges = cut.map.entries().iter().filter(|e| e.shard == ix).count() as u64;
+            ShardReport { name: name.to_string(), phase: phase.to_owned(), keys, bytes, ranges, message }
+        });
+        let mut reports: Vec<ShardReport> = joined.collect();
+        for index in 0..topology.shards {
+            let name = sharded_etcd_core::topology::shard_name(index);
+            if !reports.iter().any(|r| r.name == name) {
+                let phase = "Joining".to_owned();
+                reports.push(ShardReport {
+                    name,
+                    phase,
+                    keys: 0,
+                    bytes: 0,
+                    ranges: 0,
+                    message: String::new(),
+                });
+            }
+        }
+        reports
+    }
+}
+
+/// Executes one move until it is over, whatever fails on the way.
+struct Executor {
+    context: MoverContext,
+    sizes: Arc<Sizes>,
+    aborted: Arc<Mutex<Vec<(KeyRange, u32, Instant)>>>,
+    settled: Arc<Mutex<HashMap<Rid, Instant>>>,
+}
+
+impl Executor {
+    async fn run(&self, rid: &Rid) {
+        let mut pause = BACKOFF.0;
+        let mut failing_since: Option<Instant> = None;
+        loop {
+            let known = self.context.progress.moves().into_iter().find(|m| m.rid == *rid);
+            let give_up = failing_since.filter(|since| since.elapsed() > PATIENCE).map(|since| {
+                format!(
+                    "it failed for {} s: {}",
+                    since.elapsed().as_secs(),
+                    known.map_or(String::new(), |m| m.message)
+                )
+            });
+            let begun = Instant::now();
+            match run_move(&self.context, rid, give_up).await {
+                Ok(outcome) => return self.end(rid, &outcome),
+                Err(_) => {
+                    // A long run that fails at last has got on: patience begins anew.
+                    if begun.elapsed() > BACKOFF.1 {
+                        (pause, failing_since) = (BACKOFF.0, None);
+                    }
+                    failing_since.get_or_insert_with(Instant::now);
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(BACKOFF.1);
+                }
+            }
+        }
+    }
+
+    fn end(&self, rid: &Rid, outcome: &Outcome) {
+        let finished = self.context.progress.finished();
+        let Some(last) = finished.iter().rev().map(|f| &f.last).find(|m| m.rid == *rid) else { return };
+        let range = last.range.clone();
+        let mut aborted = self.aborted.lock();
+        let times = aborted.iter().filter(|a| a.0 == range).map(|a| a.1).max().unwrap_or(0);
+        aborted.retain(|a| a.0 != range && a.2 + ABORT_BACKOFF.1 > Instant::now());
+        match outcome {
+            Outcome::Moved => {
+                let new = Rid::new(format!("m-{}", last.id));
+                self.sizes.moved(rid, &new);
+                self.settled.lock().insert(new, Instant::now());
+            }
+            Outcome::Aborted(_) => {
+                let rest = (ABORT_BACKOFF.0 * 2u32.saturating_pow(times)).min(ABORT_BACKOFF.1);
+                aborted.push((range, times + 1, Instant::now() + rest));
+            }
+            Outcome::NotFound => {}
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Shards that join and shards that leave.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sharded_etcd_core::{
+    keyspace::{KeyRange, ShardIx},
+    line::Entry,
+    moves::ops,
+    records::{self, LEASE_PREFIX, MOVES_PREFIX, MapRecord, MoveRecord, Record, lease_id_of_key},
+    topology::{Topology, shard_index, shard_name},
+};
+use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_line::{
+    Line, Shards,
+    bootstrap::{self, NewShard},
+};
+use tokio::time::Instant;
+
+use crate::{ManagerError, error::Result, mover::observe::read_map};
+
+/// Registrations of shadows that one Txn drops, and keys of meta that one Range reads.
+const PAGE: i64 = 500;
+
+/// Takes shards into the line and out of it.
+pub(crate) struct Members {
+    line: Arc<Line>,
+    shards: Arc<Shards>,
+    drain_history_max: Duration,
+    /// Since when a shard owns nothing.
+    empty_since: Mutex<HashMap<ShardIx, Instant>>,
+}
+
+/// What a shard that leaves waits for; `None`: it has left.
+pub(crate) type Waiting = Option<String>;
+
+impl Members {
+    pub(crate) fn new(line: Arc<Line>, shards: Arc<Shards>, drain_history_max: Duration) -> Self {
+        Self { line, shards, drain_history_max, empty_since: Mutex::default() }
+    }
+
+    /// Takes in every shard that the topology wants and that can be reached; what keeps the others out.
+    pub(crate) async fn join(&self, topology: &Topology) -> Vec<(String, String)> {
+        let mut waits = Vec::new();
+        for index in 0..topology.shards {
+            let name = shard_name(index);
+            if self.line.with_fold(|fold| fold.shard_named(&name)).is_some() {
+                continue;
+            }
+            let Some(connection) = self.shards.directory().get(&name) else {
+                waits.push((name, "it is not running yet, or there is no connection to it".to_owned()));
+                continue;
+            };
+            let incarnation = self.line.with_fold(|fold| {
+                let same = fold.shards().iter().filter(|s| s.name == name).map(|s| s.incarnation + 1);
+                same.max().unwrap_or(0)
+            });
+            let new = NewShard { name: &name, incarnation, shard: connection.as_ref() };
+            match bootstrap::join(&self.line, &new).await {
+                Ok(()) => tracing::info!(shard = name, incarnation, "shard joined"),
+                Err(error) => waits.push((name.clone(), chain(&error))),
+            }
+        }
+        waits
+    }
+
+    /// Moves every drained shard that is to leave a step on; what each still waits for.
+    pub(crate) async fn leave(
+        &self,
+        topology: &Topology,
+        moves: &[MoveRecord],
+    ) -> Result<Vec<(String, Waiting)>> {
+        let leaving: Vec<(ShardIx, String, i64, i64)> = self.line.with_fold(|fold| {
+            let all = fold.shards().iter().enumerate();
+            all.filter(|(_, s)| !s.left && shard_index(&s.name).is_none_or(|index| index >= topology.shards))
+                .map(|(i, s)| {
+                    (
+                        ShardIx(u32::try_from(i).unwrap_or(u32::MAX)),
+                        s.name.clone(),
+                        s.last_flip_away,
+                        fold.compacted,
+                    )
+                })
+                .collect()
+        });
+        self.empty_since.lock().retain(|ix, _| leaving.iter().any(|l| l.0 == *ix));
+        let mut waits = Vec::new();
+        for (ix, name, last_flip_away, compacted) in leaving {
+            let waiting = self.leave_one(ix, last_flip_away, compacted, moves).await?;
+            if waiting.is_none() {
+                tracing::info!(shard = name, "shard left");
+            }
+            waits.push((name, waiting));
+        }
+        Ok(waits)
+    }
+
+    async fn leave_one(
+        &self,
+        ix: ShardIx,
+        last_flip_away: i64,
+        compacted: i64,
+        moves: &[MoveRecord],
+    ) -> Result<Waiting> {
+        if self.line.cut().map.owns_any(ix) {
+            self.empty_since.lock().remove(&ix);
+            return Ok(Some("it still owns ranges".to_owned()));
+        }
+        let since = *self.empty_since.lock().entry(ix).or_insert_with(Instant::now);
+        if moves.iter().any(|m| m.from == ix || m.to == ix) {
+            return Ok(Some("a move from or to it is not over".to_owned()));
+        }
+        let shard = self.shards.get(ix).await?;
+        let all = KeyRange::whole().clamped();
+        let count = pb::RangeRequest { count_only: true, ..ops::range_request(&all) };
+        let left = shard.range(count).await?.count;
+        if left > 0 {
+            return Ok(Some(format!("{left} keys on it are still to be deleted")));
+        }
+        if compacted < last_flip_away {
+            let patience = self.drain_history_max.saturating_sub(since.elapsed());
+            if patience.is_zero() {
+                tracing::info!(
+                    revision = last_flip_away,
+                    "compacting the history that only a leaving shard has"
+                );
+                self.line.append(&Entry::Compact(last_flip_away)).await?;
+            } else {
+                return Ok(Some(format!(
+                    "history before revision {last_flip_away} is still readable there; it is compacted in {} s at the latest",
+                    patience.as_secs() + 1
+                )));
+            }
+        }
+        if let Some(lease) = self.drop_shadows(ix).await? {
+            return Ok(Some(format!("lease {lease:x} is still registered there")));
+        }
+        Ok(if self.leave_line(ix).await? {
+            None
+        } else {
+            Some("the range map changed; looking again".to_owned())
+        })
+    }
+
+    /// Drops registrations of leases on a shard that owns nothing; the first one that could not be dropped.
+    ///
+    /// Guarded by the map that gives the shard nothing, and by there being no move at all: nothing can be attached there
+    /// then. A late registration is seen by the next look.
+    async fn drop_shadows(&self, ix: ShardIx) -> Result<Option<i64>> {
+        let meta = self.line.meta();
+        let (modified, _) = self.map_without(ix).await?;
+        let mut rest = KeyRange::prefix(LEASE_PREFIX);
+        let suffix = format!("shadow/{:08}", ix.0);
+        loop {
+            let request = pb::RangeRequest { limit: PAGE, keys_only: true, ..ops::range_request(&rest) };
+            let answer = meta.range(request).await.map_err(ManagerError::Meta)?;
+            let found: Vec<(i64, Bytes)> = answer
+                .kvs
+                .iter()
+                .filter_map(|kv| {
+                    let (id, what) = lease_id_of_key(&kv.key)?;
+                    (what == suffix).then(|| (id, kv.key.clone()))
+                })
+                .collect();
+            if let Some((id, _)) = found.first() {
+                let deletes = found.iter().map(|(_, key)| ops::delete(key.clone())).collect();
+                let txn = ops::txn(no_change_since(modified), deletes);
+                if !meta.txn(txn).await.map_err(ManagerError::Meta)?.succeeded {
+                    return Ok(Some(*id));
+                }
+            }
+            match answer.kvs.last() {
+                Some(last) if answer.more => rest.start = sharded_etcd_core::keyspace::successor(&last.key),
+                _ => return Ok(None),
+            }
+        }
+    }
+
+    /// Writes the shard's leave to the log; false if the map changed or a move began meanwhile.
+    async fn leave_line(&self, ix: ShardIx) -> Result<bool> {
+        let (modified, generation) = self.map_without(ix).await?;
+        let success = vec![
+            ops::put(Bytes::from_static(records::MAP), MapRecord { generation }.encode()),
+            ops::put(Bytes::from_static(records::CUT_LATEST), Entry::Leave(ix).encode()),
+        ];
+        let txn = ops::txn(no_change_since(modified), success);
+        let answer = self.line.meta().txn(txn).await.map_err(ManagerError::Meta)?;
+        if answer.succeeded {
+            self.line.at_position(answer.header.map_or(0, |h| h.revision)).await?;
+        }
+        Ok(answer.succeeded)
+    }
+
+    /// Mod revision and generation of a map that gives `ix` nothing; revision 0, which matches nothing, if it does.
+    async fn map_without(&self, ix: ShardIx) -> Result<(i64, u64)> {
+        let map = read_map(self.line.meta().as_ref()).await.map_err(ManagerError::Meta)?;
+        let Some(map) = map else { return Ok((0, 0)) };
+        let cut = self.line.at_position(map.mod_revision).await?;
+        let modified = if cut.map.owns_any(ix) { 0 } else { map.mod_revision };
+        Ok((modified, MapRecord::decode(&map.value)?.generation))
+    }
+}
+
+/// The map is the one that was read, and there is no move.
+fn no_change_since(map_modified: i64) -> Vec<pb::Compare> {
+    vec![
+        ops::modified_at(Bytes::from_static(records::MAP), map_modified),
+        ops::is_empty(&KeyRange::prefix(MOVES_PREFIX)),
+    ]
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
