@@ -314,6 +314,14 @@ func TestKeyLives(t *testing.T) {
 	})
 }
 
+func TestUnfinishedRunIsJudgedWithoutFinalState(t *testing.T) {
+	h := story().history()
+	h.Final, h.Unfinished = nil, true
+	expect(t, h)
+	h.Watches[1].Deliveries[3].Response++
+	expect(t, h, WatchAtomic)
+}
+
 func TestPrevKVMayBeLostToCompaction(t *testing.T) {
 	w := story()
 	h := w.history()

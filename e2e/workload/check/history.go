@@ -199,6 +199,9 @@ type History struct {
 	FinalRev int64    // the line is complete up to here
 	Final    []uint32 // kvs alive in the scopes at FinalRev, as listed
 
+	// Unfinished runs have no final listing.
+	Unfinished bool
+
 	Watches []WatchLog
 	Writes  []Write
 	Reads   []Read

@@ -32,12 +32,48 @@ func (r *runner) end() error {
 	for _, w := range r.watches {
 		r.catchUp(w, final)
 	}
+	if err := r.replay(final); err != nil {
+		return err
+	}
 	close(r.probing)
 	r.probes.Wait()
 	if err := r.countersRight(); err != nil {
 		return err
 	}
 	return r.listAll(final)
+}
+
+// cutShort prepares the judgement of a run whose end failed: what the watch of
+// everything has delivered can still be judged, the final state cannot.
+func (r *runner) cutShort(err error) {
+	r.led.Fail("run-ended", "%v", err)
+	reached := r.baseRev
+	for _, w := range r.watches {
+		if w.kind == all {
+			reached = max(reached, r.rec.Delivered(w.log))
+			r.rec.Complete(w.log, reached)
+		}
+	}
+	r.rec.Update(func(h *check.History) { h.FinalRev, h.Unfinished = reached, true })
+}
+
+// oldest is the first revision of the run that can still be read.
+func (r *runner) oldest() int64 { return max(r.baseRev, r.compact.Load()) }
+
+// replay watches the whole run once more, through every endpoint: whatever has
+// moved since, the events of the past are the same.
+func (r *runner) replay(final int64) error {
+	for n, endpoint := range r.cfg.Endpoints {
+		cli := r.clientOf(endpoint)
+		if cli == nil {
+			return fmt.Errorf("no client for %s", endpoint)
+		}
+		w := r.openWatch(cli, r.ctx, "replay through "+endpoint, check.Range{Start: "\x00", End: "\x00"}, r.oldest()+1, n%2 == 0, all)
+		r.catchUp(w, final)
+		w.cancel()
+		<-w.done
+	}
+	return nil
 }
 
 // retry repeats a step while the endpoint is away.
@@ -242,37 +278,56 @@ func (r *runner) catchUp(w *watch, final int64) {
 	r.rec.Complete(w.log, final)
 }
 
-// listAll lists everything at the end, through every endpoint.
+// pastLists is how many revisions of the past are listed at the end.
+const pastLists = 4
+
+// listAll lists everything at the end, through every endpoint, and again as it
+// was at some revisions of the run, the first one among them.
 func (r *runner) listAll(final int64) error {
+	revs := []int64{final}
+	for n := range int64(pastLists) {
+		revs = append(revs, r.oldest()+(final-r.oldest())*n/pastLists)
+	}
 	for n, endpoint := range r.cfg.Endpoints {
 		cli := r.clientOf(endpoint)
 		if cli == nil {
 			return fmt.Errorf("no client for %s", endpoint)
 		}
-		var kvs []uint32
-		err := r.retry("last list", func(context.Context) error {
-			var err error
-			kvs, _, err = r.listScopes(cli, final)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		if n == 0 {
-			r.rec.Update(func(h *check.History) { h.FinalRev, h.Final = final, kvs })
-		}
-		for _, scope := range r.scopes() {
-			read := check.Read{Kind: "last list through " + endpoint, Range: scope, Rev: final, Header: final}
-			r.rec.Update(func(h *check.History) {
-				for _, i := range kvs {
-					if scope.Contains(h.Keys[h.KVs[i].Key]) {
-						read.KVs = append(read.KVs, i)
-					}
-				}
-			})
-			read.Count = int64(len(read.KVs))
-			r.rec.AddRead(read)
+		for _, rev := range revs {
+			kvs, err := r.listAt(cli, "last list through "+endpoint, rev)
+			if err != nil {
+				return err
+			}
+			if n == 0 && rev == final {
+				r.rec.Update(func(h *check.History) { h.FinalRev, h.Final = final, kvs })
+			}
 		}
 	}
 	return nil
+}
+
+// listAt lists and records everything at a revision.
+func (r *runner) listAt(cli *clientv3.Client, kind string, rev int64) ([]uint32, error) {
+	var kvs []uint32
+	err := r.retry("last list", func(context.Context) error {
+		var err error
+		kvs, _, err = r.listScopes(cli, rev)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, scope := range r.scopes() {
+		read := check.Read{Kind: kind, Range: scope, Rev: rev, Header: rev}
+		r.rec.Update(func(h *check.History) {
+			for _, i := range kvs {
+				if scope.Contains(h.Keys[h.KVs[i].Key]) {
+					read.KVs = append(read.KVs, i)
+				}
+			}
+		})
+		read.Count = int64(len(read.KVs))
+		r.rec.AddRead(read)
+	}
+	return kvs, nil
 }

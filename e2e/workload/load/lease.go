@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -356,6 +357,7 @@ func (l *leaser) drop() {
 // check judges when they went.
 func (l *leaser) awaitExpiry(x *lease) {
 	last := x.log.Renewals[len(x.log.Renewals)-1].Answered
+	limit := time.Duration(math.MaxInt64) // an outage without end moves the deadline for ever
 	for {
 		left := 0
 		for _, k := range x.keys {
@@ -364,7 +366,10 @@ func (l *leaser) awaitExpiry(x *lease) {
 			}
 		}
 		now := l.rec.Now()
-		if left == 0 || now > check.EndDeadline(last, x.log.TTL, l.outages.list(now)) {
+		if limit == math.MaxInt64 && l.stopped() {
+			limit = now + l.cfg.FinalWait
+		}
+		if left == 0 || now > limit || now > check.EndDeadline(last, x.log.TTL, l.outages.list(now)) {
 			return
 		}
 		time.Sleep(5 * pollGap)

@@ -27,7 +27,8 @@ type locker struct {
 }
 
 const (
-	sessionTTL  = 5 // seconds
+	sessionTTL  = 5   // seconds
+	observerTTL = 600 // seconds; an observer holds nothing
 	lockNames   = 2
 	lockWait    = 40 * time.Second
 	holdMax     = 30 * time.Millisecond
@@ -46,9 +47,7 @@ func (e *env) guardKey(n int) string {
 
 func (l *locker) loop(ctx context.Context) {
 	for l.pause(time.Duration(l.rnd.Int64N(int64(100 * time.Millisecond)))) {
-		// The session's context ends only with the whole run, so that
-		// closing it still works after the stop.
-		session, err := concurrency.NewSession(l.cli, concurrency.WithTTL(sessionTTL), concurrency.WithContext(ctx))
+		session, err := l.session(ctx, l.cli, sessionTTL)
 		if err != nil {
 			l.failed("session", err)
 			l.pause(resolvePause)
@@ -68,6 +67,22 @@ func (l *locker) loop(ctx context.Context) {
 			l.closeFailed(err)
 		}
 	}
+}
+
+// session makes a session. Its context ends only with the whole run, so that
+// closing it still works after the stop; only its start is bounded.
+func (e *env) session(ctx context.Context, cli *clientv3.Client, ttl int) (*concurrency.Session, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	late := time.AfterFunc(e.cfg.OpTimeout, cancel)
+	session, err := concurrency.NewSession(cli, concurrency.WithTTL(ttl), concurrency.WithContext(ctx))
+	if err != nil || !late.Stop() {
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			err = context.DeadlineExceeded
+		}
+		return nil, err
+	}
+	return session, nil
 }
 
 // closeFailed judges the error of a session's end. The lease is gone before
@@ -268,7 +283,7 @@ func (l *locker) lead(session *concurrency.Session) bool {
 
 // observe follows the leaders of an election.
 func (e *env) observe(ctx context.Context, cli *clientv3.Client) {
-	session, err := concurrency.NewSession(cli, concurrency.WithTTL(600), concurrency.WithContext(ctx))
+	session, err := e.session(ctx, cli, observerTTL)
 	if err != nil {
 		e.failed("session", err)
 		return

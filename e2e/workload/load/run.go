@@ -53,16 +53,15 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	r.wait(ctx)
 	stoppedAt := e.rec.Now()
 	close(e.stop)
-	r.actors.Wait()
-	r.logf("stopped after %v; quiescing", stoppedAt.Round(time.Millisecond))
-	err := r.end()
-	cancel()
-	for _, w := range r.watches {
-		<-w.done
+	r.logf("stopping after %v", stoppedAt.Round(time.Millisecond))
+	err := r.quiesce()
+	if err == nil {
+		err = r.end()
 	}
 	if err != nil {
-		return nil, err
+		r.cutShort(err)
 	}
+	r.release()
 	h := e.rec.History()
 	h.OneRevision = cfg.OneRevision
 	h.Outages = e.outages.list(e.rec.Now())
@@ -74,6 +73,44 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 func (r *runner) logf(format string, args ...any) {
 	if !r.cfg.Quiet {
 		fmt.Fprintf(os.Stderr, "workload: "+format+"\n", args...)
+	}
+}
+
+// quiesce waits for all actors. Some recipes clean up without a deadline of
+// their own (Mutex.Lock does when it is cancelled), which would never end at an
+// endpoint that is gone: after a while the clients are closed under them.
+func (r *runner) quiesce() error {
+	done := make(chan struct{})
+	go func() {
+		r.actors.Wait()
+		close(done)
+	}()
+	limit := 2 * (r.cfg.OpTimeout + r.cfg.FinalWait)
+	if waitFor(done, limit) {
+		r.cancel() // the watches end without a verdict
+		for _, cli := range r.clients {
+			_ = cli.Close() // what it interrupts is what it is for
+		}
+		<-done
+		return fmt.Errorf("clients did not come to an end within %v: the endpoint does not answer", limit)
+	}
+	return nil
+}
+
+// release ends everything that still runs.
+func (r *runner) release() {
+	for _, end := range []chan struct{}{r.finish, r.probing} {
+		select {
+		case <-end:
+		default:
+			close(end)
+		}
+	}
+	r.cancel()
+	r.keepers.Wait()
+	r.probes.Wait()
+	for _, w := range r.watches {
+		<-w.done
 	}
 }
 

@@ -50,10 +50,10 @@ func (e *env) openWatch(cli *clientv3.Client, parent context.Context, name strin
 	if prev {
 		opts = append(opts, clientv3.WithPrevKV())
 	}
-	ch := cli.Watch(ctx, rng.Start, opts...)
 	go func() {
 		defer close(w.done)
-		e.follow(w, ch)
+		// clientv3 returns only when the server has created the watch.
+		e.follow(w, cli.Watch(ctx, rng.Start, opts...))
 	}()
 	return w
 }

@@ -100,6 +100,9 @@ func (w *writer) loop() {
 	for w.pause(gap/2 + time.Duration(w.rnd.Int64N(int64(gap)))) {
 		w.step()
 	}
+	if w.wanting >= 0 {
+		w.satisfied("(never acknowledged)")
+	}
 }
 
 func (w *writer) put(k *ownKey, lease int64) intent {
@@ -468,7 +471,12 @@ func (w *writer) resolve(first intent, guard int64) {
 	attempts := []intent{first}
 	k := first.key
 	until := w.rec.Now() + resolveFor
+	stopping := false
 	for w.rec.Now() < until {
+		if !stopping && w.stopped() {
+			stopping = true
+			until = min(until, w.rec.Now()+w.cfg.FinalWait)
+		}
 		kv, rev, err := w.get(w.cli, k.name)
 		if err != nil {
 			w.failed("get to resolve", err)
