@@ -3,6 +3,7 @@ package load
 import (
 	"context"
 	"errors"
+	"regexp"
 	"sort"
 	"sync"
 
@@ -66,13 +67,16 @@ type errorCounts struct {
 
 const maxErrorTexts = 200
 
+var quoted = regexp.MustCompile(`"[^"]*"`)
+
 func (e *errorCounts) add(op string, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.n == nil {
 		e.n = map[string]int64{}
 	}
-	text := op + ": " + codeOf(err).String() + ": " + err.Error()
+	// Texts that differ in the names of keys only are one.
+	text := op + ": " + codeOf(err).String() + ": " + quoted.ReplaceAllString(err.Error(), `"…"`)
 	if _, known := e.n[text]; !known && len(e.n) >= maxErrorTexts {
 		text = "(other)"
 	}

@@ -44,6 +44,24 @@ func TestClassify(t *testing.T) {
 	}
 }
 
+func TestErrorCountsForgetKeys(t *testing.T) {
+	var e errorCounts
+	for i := range 3 {
+		e.add("txn", status.Errorf(codes.FailedPrecondition, "%q is on shard %q", fmt.Sprint("/a/", i), "s"))
+	}
+	e.add("put", context.DeadlineExceeded)
+	got := e.list()
+	if len(got) != 2 || got[0].Count != 3 || got[1].Count != 1 {
+		t.Errorf("got %v", got)
+	}
+	for i := range 2 * maxErrorTexts {
+		e.add(fmt.Sprint("op ", i), context.DeadlineExceeded)
+	}
+	if got := e.list(); len(got) != maxErrorTexts+1 {
+		t.Errorf("%d different texts are kept", len(got))
+	}
+}
+
 func TestOutages(t *testing.T) {
 	const s = time.Second
 	var o outages
