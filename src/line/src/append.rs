@@ -1,6 +1,10 @@
 //! Appending cuts, in batches: one small meta write for all writers of a moment.
 
-use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::Arc,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -16,6 +20,8 @@ pub(crate) struct Appender {
     seen: Mutex<Seen>,
     wanted: Wake,
     noticed: Wake,
+    /// Since when an append has been under way, or has failed again and again.
+    unanswered_since: Mutex<Option<Instant>>,
 }
 
 struct Seen {
@@ -28,7 +34,12 @@ struct Seen {
 impl Appender {
     pub(crate) fn new(shards: usize) -> Self {
         let seen = Seen { locals: vec![0; shards], waiting: false };
-        Self { seen: Mutex::new(seen), wanted: Wake::new(), noticed: Wake::new() }
+        Self {
+            seen: Mutex::new(seen),
+            wanted: Wake::new(),
+            noticed: Wake::new(),
+            unanswered_since: Mutex::new(None),
+        }
     }
 
     pub(crate) fn resize(&self, shards: usize) {
@@ -36,6 +47,11 @@ impl Appender {
         if seen.locals.len() < shards {
             seen.locals.resize(shards, 0);
         }
+    }
+
+    /// True if meta has not answered an append for longer than `most`.
+    pub(crate) fn is_stuck(&self, most: Duration) -> bool {
+        self.unanswered_since.lock().is_some_and(|since| since.elapsed() > most)
     }
 
     /// An answer waits for a cut that covers this.
@@ -126,7 +142,9 @@ impl Line {
     }
 
     async fn append_cut(&self, above: Vec<(ShardIx, i64)>) -> Result<(), LineError> {
+        self.appender.unanswered_since.lock().get_or_insert_with(Instant::now);
         let (position, before, value) = put_entry(self.meta.as_ref(), &Entry::Adv(above)).await?;
+        *self.appender.unanswered_since.lock() = None;
         self.stats.appends.fetch_add(1, Ordering::Relaxed);
         // If the entry before mine is my fold's end I know the result; else the watch brings what is between.
         self.fold_entry(position, before + 1, &value)?;

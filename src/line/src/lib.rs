@@ -39,11 +39,17 @@ pub struct LineOptions {
     pub wait_max: Duration,
     /// Local revisions seen and not in any cut for this long are appended by whoever sees them. Default 20 ms.
     pub uncovered_max: Duration,
+    /// If meta does not answer appends for this long, writes are refused before they are sent. Default 1 s.
+    pub stuck_max: Duration,
 }
 
 impl Default for LineOptions {
     fn default() -> Self {
-        Self { wait_max: Duration::from_secs(5), uncovered_max: Duration::from_millis(20) }
+        Self {
+            wait_max: Duration::from_secs(5),
+            uncovered_max: Duration::from_millis(20),
+            stuck_max: Duration::from_secs(1),
+        }
     }
 }
 
@@ -164,6 +170,18 @@ impl Line {
     pub async fn refresh(&self) -> Result<Arc<Cut>, LineError> {
         let position = self.refresher.position(self.options.wait_max).await?;
         self.at_position(position).await
+    }
+
+    /// Says whether a write may be sent: if meta has not answered appends for a while, only after it has answered a read.
+    /// A write that is sent and cannot be numbered has an outcome that its client never learns (protocol: trap 11).
+    ///
+    /// # Errors
+    /// [`LineError::Meta`] or [`LineError::Timeout`] if meta is away: do not send.
+    pub async fn ready_for_writes(&self) -> Result<(), LineError> {
+        if self.appender.is_stuck(self.options.stuck_max) {
+            self.refresh().await?;
+        }
+        Ok(())
     }
 
     /// Waits until all entries up to a log position are folded.

@@ -1,6 +1,6 @@
 //! Invariant "one etcd": random requests over three shards are answered as one etcd answers them.
 //!
-//! The same requests go to the proxy and to one plain engine. The line's numbers differ from a single etcd's only by an
+//! The same requests go to the proxy and to one plain engine, or one real etcd. The line's numbers differ from a single etcd's only by an
 //! order-preserving renaming, which the headers of writes give; after renaming, every answer must be equal.
 #![allow(clippy::unwrap_used)]
 
@@ -12,6 +12,7 @@ use bytes::Bytes;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::{Shard, ShardError};
+use sharded_etcd_testkit::{EtcdProcess, EtcdProcessOptions};
 use tonic::Status;
 
 /// Revisions of the reference ↔ revisions of the line.
@@ -81,6 +82,8 @@ fn plain() -> Renaming {
 
 struct Generator {
     rng: StdRng,
+    /// Sort targets with equal values: etcd's order of such keys is its sort's, and not stable.
+    ties: bool,
 }
 
 impl Generator {
@@ -107,7 +110,7 @@ impl Generator {
             r.limit = self.rng.random_range(1..8);
         }
         if self.rng.random_bool(0.3) {
-            r.sort_target = self.rng.random_range(0..5);
+            r.sort_target = self.sort_target();
             r.sort_order = self.rng.random_range(0..3);
         }
         r.keys_only = self.rng.random_bool(0.2);
@@ -121,6 +124,12 @@ impl Generator {
             r.max_create_revision = self.rng.random_range(0..=newest);
         }
         r
+    }
+
+    fn sort_target(&mut self) -> i32 {
+        use pb::SortTarget::{Create, Key, Mod, Value, Version};
+        let targets: &[pb::SortTarget] = if self.ties { &[Key, Version, Create, Mod, Value] } else { &[Key] };
+        (*targets.choose(&mut self.rng).unwrap()).into()
     }
 
     fn put(&mut self, key: Bytes) -> pb::PutRequest {
@@ -168,7 +177,7 @@ impl Generator {
                             range_end: format!("{dir}9").into(),
                             limit: self.rng.random_range(0..4),
                             sort_order: self.rng.random_range(0..3),
-                            sort_target: self.rng.random_range(0..5),
+                            sort_target: self.sort_target(),
                             min_mod_revision: if self.rng.random_bool(0.3) { newest / 2 } else { 0 },
                             revision: if self.rng.random_bool(0.2) {
                                 self.rng.random_range(1..=newest)
@@ -234,19 +243,37 @@ fn same_error(reference: &ShardError, line: &Status, what: &str) {
     assert_eq!((reference.code, reference.message.as_str()), (line.code(), line.message()), "{what}");
 }
 
-#[tokio::test]
-async fn random_requests_are_answered_as_by_one_etcd() {
-    let seed: u64 = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
+fn seed() -> u64 {
+    let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
     println!("SEED={seed}");
-    let topology = support::Topology::start(3, &["/b/", "/c/", "0"]).await;
-    let proxies = [topology.kv("p0").await, topology.kv("p1").await];
+    seed
+}
+
+const BOUNDARIES: &[&str] = &["/b/", "/c/", "0"];
+
+#[tokio::test]
+async fn random_requests_are_answered_as_by_one_engine() {
+    let topology = support::Topology::start(3, BOUNDARIES).await;
     let dir = tempfile::tempdir().unwrap();
     let reference = support::engine(&dir, "reference").await;
+    compare(&topology, reference.as_ref(), 1_500, true).await;
+}
+
+#[tokio::test]
+async fn random_requests_over_real_etcds_are_answered_as_by_one_etcd() {
+    let topology = support::Topology::start_etcd(3, BOUNDARIES).await;
+    let options = EtcdProcessOptions { fsync: false, ..Default::default() };
+    let reference = EtcdProcess::start(options).await.unwrap();
+    compare(&topology, &reference.shard(), 800, false).await;
+}
+
+async fn compare(topology: &support::Topology, reference: &dyn Shard, steps: u32, ties: bool) {
+    let proxies = [topology.kv("p0").await, topology.kv("p1").await];
+    let mut g = Generator { rng: StdRng::seed_from_u64(seed()), ties };
     let mut renaming = Renaming { to_line: BTreeMap::from([(1, 1)]) };
-    let mut g = Generator { rng: StdRng::seed_from_u64(seed) };
     let plain = plain();
     let mut newest = 1;
-    for step in 0..1_500 {
+    for step in 0..steps {
         let kv = &proxies[g.rng.random_range(0..2)];
         match g.rng.random_range(0..10) {
             0..3 => {

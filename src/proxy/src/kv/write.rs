@@ -80,6 +80,11 @@ impl Kv {
         if self.quota.is_exceeded() {
             self.quota.check(&txn, &self.ctx, &ranges)?;
         }
+        self.ctx
+            .line
+            .ready_for_writes()
+            .await
+            .map_err(|e| Status::unavailable(format!("not sent: {}", line_status(e).message())))?;
         let mut hold = None;
         for attempt in 0..TRIES_MAX {
             if attempt > 0 {

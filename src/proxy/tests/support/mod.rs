@@ -20,6 +20,7 @@ use sharded_etcd_proxy::{
     metrics::Metrics,
 };
 use sharded_etcd_shard::{Shard, ShardDirectory};
+use sharded_etcd_testkit::{EtcdProcess, EtcdProcessOptions};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 
@@ -37,6 +38,7 @@ pub struct Topology {
     pub meta: Arc<dyn Shard>,
     pub shards: Vec<Arc<dyn Shard>>,
     pub directory: ShardDirectory,
+    pub processes: Vec<EtcdProcess>,
     _dirs: Vec<tempfile::TempDir>,
 }
 
@@ -48,19 +50,36 @@ pub async fn engine(dir: &tempfile::TempDir, name: &str) -> Arc<Engine> {
 }
 
 impl Topology {
-    /// Shards with ranges that begin at the empty key and at `boundaries`, dealt out in turn.
+    /// Embedded shards with ranges that begin at the empty key and at `boundaries`, dealt out in turn.
     pub async fn start(shards: usize, boundaries: &[&'static str]) -> Self {
-        let mut dirs = vec![tempfile::tempdir().unwrap()];
-        let meta: Arc<dyn Shard> = engine(&dirs[0], "meta").await;
-        let directory = ShardDirectory::new();
+        let mut dirs = Vec::new();
         let mut engines: Vec<Arc<dyn Shard>> = Vec::new();
-        let names: Vec<String> = (0..shards).map(|i| format!("shard-{i}")).collect();
-        for name in &names {
+        for i in 0..=shards {
             let dir = tempfile::tempdir().unwrap();
-            let shard: Arc<dyn Shard> = engine(&dir, name).await;
+            engines.push(engine(&dir, &format!("engine-{i}")).await);
             dirs.push(dir);
-            directory.insert(name.clone(), Arc::clone(&shard));
-            engines.push(shard);
+        }
+        Self { _dirs: dirs, ..Self::over(engines, boundaries).await }
+    }
+
+    /// As [`Topology::start`], over real etcds.
+    pub async fn start_etcd(shards: usize, boundaries: &[&'static str]) -> Self {
+        let mut processes = Vec::new();
+        for _ in 0..=shards {
+            let options = EtcdProcessOptions { fsync: false, ..Default::default() };
+            processes.push(EtcdProcess::start(options).await.unwrap());
+        }
+        let etcds = processes.iter().map(|p| Arc::new(p.shard()) as Arc<dyn Shard>).collect();
+        Self { processes, ..Self::over(etcds, boundaries).await }
+    }
+
+    /// The first is meta.
+    async fn over(mut shards: Vec<Arc<dyn Shard>>, boundaries: &[&'static str]) -> Self {
+        let meta = shards.remove(0);
+        let directory = ShardDirectory::new();
+        let names: Vec<String> = (0..shards.len()).map(|i| format!("shard-{i}")).collect();
+        for (name, shard) in names.iter().zip(&shards) {
+            directory.insert(name.clone(), Arc::clone(shard));
         }
         let mut starts = vec![Bytes::new()];
         starts.extend(boundaries.iter().map(|b| Bytes::from_static(b.as_bytes())));
@@ -70,23 +89,27 @@ impl Topology {
             .map(|(i, start)| RangeEntry {
                 range: KeyRange::new(start.clone(), starts.get(i + 1).cloned().unwrap_or_default()),
                 rid: Rid::new(format!("b-{i}")),
-                shard: ShardIx((i % shards) as u32),
+                shard: ShardIx((i % shards.len()) as u32),
                 imported_at: 0,
             })
             .collect();
         let new: Vec<NewShard<'_>> = names
             .iter()
-            .zip(&engines)
+            .zip(&shards)
             .map(|(name, shard)| NewShard { name, incarnation: 0, shard: shard.as_ref() })
             .collect();
         let id = TopologyId { uid: "test".into(), cluster_id: 77 };
         bootstrap(meta.as_ref(), &id, &new, &ranges).await.unwrap();
-        Self { meta, shards: engines, directory, _dirs: dirs }
+        Self { meta, shards, directory, processes: Vec::new(), _dirs: Vec::new() }
     }
 
     /// One more proxy's view of it.
     pub async fn context(&self, name: &str) -> Arc<Context> {
-        let line = Line::start(Arc::clone(&self.meta), LineOptions::default()).await.unwrap();
+        self.context_with(name, LineOptions::default()).await
+    }
+
+    pub async fn context_with(&self, name: &str, options: LineOptions) -> Arc<Context> {
+        let line = Line::start(Arc::clone(&self.meta), options).await.unwrap();
         let shards = Shards::new(Arc::clone(&line), self.directory.clone());
         Arc::new(Context {
             line,

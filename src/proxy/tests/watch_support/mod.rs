@@ -40,9 +40,10 @@ impl Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let service = WatchServer::new(WatchService::new(Arc::clone(&ctx), Arc::clone(&hub)));
-        let serving = Server::builder()
-            .add_service(service)
-            .serve_with_incoming_shutdown(TcpIncoming::from(listener), ctx.shutdown.clone().cancelled_owned());
+        let serving = Server::builder().add_service(service).serve_with_incoming_shutdown(
+            TcpIncoming::from(listener),
+            ctx.shutdown.clone().cancelled_owned(),
+        );
         ctx.tasks.spawn(async move { serving.await.unwrap() });
         Self { ctx, hub, endpoint }
     }
