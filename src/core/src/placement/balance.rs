@@ -83,7 +83,7 @@ fn shortlist(model: &Model<'_>, need: Need, from: ShardAt, to: ShardAt, max: usi
 
 /// True if the part may be moved for balance.
 fn is_free(part: &Part) -> bool {
-    !part.moving && !part.settled && part.pinned.is_none()
+    !part.moving && !part.settled && !part.bound && part.pinned.is_none()
 }
 
 /// Why one choice is taken rather than another; the first field that differs decides, less is better.
@@ -383,6 +383,7 @@ fn why_stuck(model: &Model<'_>, at: ShardAt, measure: Measure, amount: &dyn Fn(u
     });
     match largest {
         None => "all of it is moving or pinned".to_owned(),
+        Some(part) if part.bound => format!("{} has to become one with a neighbour first", part.range),
         Some(part) if !part.scanned() => {
             format!(
                 "{} has {} and was not scanned yet for where to split it",

@@ -49,7 +49,7 @@ pub(super) fn drain(model: &mut Model<'_>, waits: &mut Waits) {
 
 /// True if the part can be drained; a pinned one goes where its pin says, once it can.
 fn is_free(part: &Part) -> bool {
-    !part.moving && part.pinned.is_none()
+    !part.moving && !part.bound && part.pinned.is_none()
 }
 
 fn best(model: &Model<'_>, from: ShardAt) -> Option<Choice> {
@@ -74,7 +74,7 @@ fn best(model: &Model<'_>, from: ShardAt) -> Option<Choice> {
 }
 
 /// The emptiest shards, reckoned by what they should hold.
-fn takers(model: &Model<'_>) -> Vec<ShardAt> {
+pub(super) fn takers(model: &Model<'_>) -> Vec<ShardAt> {
     let fill = |shard: &Shard| {
         let permille = |measure: Measure| {
             let (load, target) = (u128::from(shard.load.of(measure)), u128::from(shard.target.of(measure)));

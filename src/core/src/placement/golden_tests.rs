@@ -228,3 +228,14 @@ fn many_small_ranges_are_merged() {
     let limits = Limits { ranges_per_shard_max: 4, ..Limits::default() };
     golden_with("many_small_ranges_are_merged", &world.observe(&t), &t, &limits);
 }
+
+#[test]
+fn directory_is_no_longer_splittable() {
+    let t = topology(3);
+    let mut world = World::new(&t);
+    world.lay_out(&[("", 0), ("/p/00305", 1), ("/p/00405", 2)]);
+    world.fill("/p/", 1000, 100);
+    golden("directory_is_no_longer_splittable", &world.observe(&t), &t);
+    world.settle(&t, &Limits::default(), 10);
+    assert_eq!(world.ranges.len(), 1);
+}

@@ -34,7 +34,7 @@ pub(super) fn merge(model: &mut Model<'_>) {
         });
         // Each range at most once in a plan: what comes of a merge has a new id.
         let mut merged = std::collections::HashSet::new();
-        for (load, left, right) in pairs {
+        for (_, left, right) in pairs {
             if surplus == 0 || model.full() {
                 break;
             }
@@ -43,27 +43,24 @@ pub(super) fn merge(model: &mut Model<'_>) {
             }
             merged.extend([left, right]);
             surplus -= 1;
-            let (l, r) = (&model.parts[left], &model.parts[right]);
             let shard = &model.shards[shard];
-            let reason = format!(
-                "{} has {} ranges, more than {}",
-                shard.name,
-                shard.parts.len(),
-                model.limits.ranges_per_shard_max
-            );
-            let range = KeyRange::new(l.range.start.clone(), r.range.end.clone());
-            let action = Action::Merge { left: l.rid.clone(), right: r.rid.clone(), range };
-            let step = Step {
-                action,
-                from: shard.name.clone(),
-                keys: load.keys,
-                bytes: load.bytes,
-                reason,
-                ready: true,
-            };
-            model.steps.push(step);
+            let (ranges, max) = (shard.parts.len(), model.limits.ranges_per_shard_max);
+            let reason = format!("{} has {ranges} ranges, more than {max}", shard.name);
+            merge_pair(model, left, right, reason);
         }
     }
+}
+
+/// Plans the merge of two neighbours on one shard. It is not carried out in the model: what comes of it has a new id,
+/// so nothing else can be planned for either before it is done.
+pub(super) fn merge_pair(model: &mut Model<'_>, left: PartAt, right: PartAt, reason: String) {
+    let (l, r) = (&model.parts[left], &model.parts[right]);
+    let load = l.load.plus(r.load);
+    let range = KeyRange::new(l.range.start.clone(), r.range.end.clone());
+    let ready = !l.planned && !r.planned;
+    let action = Action::Merge { left: l.rid.clone(), right: r.rid.clone(), range };
+    let from = model.shards[l.shard].name.clone();
+    model.steps.push(Step { action, from, keys: load.keys, bytes: load.bytes, reason, ready });
 }
 
 /// The part and its right neighbour, if they may be merged.

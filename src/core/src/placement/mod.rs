@@ -18,10 +18,11 @@
 //! # Policy, in this order
 //! 1. Boundaries of pins and presplit exist.
 //! 2. Pinned ranges are on their shard.
-//! 3. Shards that leave are emptied.
-//! 4. No shard is above 1.2 times or below 0.75 times what would be its share in keys or bytes; see [`Limits`] for
+//! 3. Directories that the rules keep together are not parted.
+//! 4. Shards that leave are emptied.
+//! 5. No shard is above 1.2 times or below 0.75 times what would be its share in keys or bytes; see [`Limits`] for
 //!    differences too small to matter.
-//! 5. When nothing else is to be done, small neighbours on a shard with very many ranges are merged.
+//! 6. When nothing else is to be done, small neighbours on a shard with very many ranges are merged.
 //!
 //! # Assumptions
 //! Ranges in an observation are sorted and tile the keyspace; cut points are legal boundaries inside their range.
@@ -33,6 +34,7 @@ mod model;
 mod observation;
 mod plan;
 mod planner;
+mod reunite;
 mod scan;
 mod text;
 

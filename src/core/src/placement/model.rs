@@ -131,6 +131,8 @@ pub(super) struct Part {
     pub(super) moving: bool,
     /// Moved recently, by what was observed or by the plan.
     pub(super) settled: bool,
+    /// Part of a directory that has to be brought together first.
+    pub(super) bound: bool,
     /// Made by a split that is planned, so its id is not known yet.
     pub(super) planned: bool,
     cuts: Cuts,
@@ -276,6 +278,7 @@ impl<'a> Model<'a> {
                 pinned: covering_pin(&pins, &view.range),
                 moving: view.moving_to.is_some(),
                 settled: view.moved_recently,
+                bound: false,
                 planned: false,
                 cuts: Cuts {
                     to: cuts.as_ref().map_or(0, |c| c.len()),

@@ -3,6 +3,7 @@
 use super::{
     Action, Figures, Limits, Observation, Plan, ShardState, Wait, balance, drain, merge,
     model::{Measure, Model, PartAt, ShardAt},
+    reunite,
     text::{bytes_text, count_text},
 };
 use crate::{
@@ -24,6 +25,7 @@ pub fn plan(observation: &Observation, topology: &Topology, limits: &Limits) -> 
     split_at_boundaries(&mut model, &mut waits);
     move_pinned(&mut model, &mut waits);
     model.set_targets();
+    reunite::reunite(&mut model, &mut waits);
     drain::drain(&mut model, &mut waits);
     balance::balance(&mut model, &mut waits);
     if model.steps.is_empty() {
@@ -166,7 +168,7 @@ fn split_at_boundaries(model: &mut Model<'_>, waits: &mut Waits) {
 }
 
 /// Why nothing can be done with a part now.
-fn blocked(model: &Model<'_>, at: PartAt) -> String {
+pub(super) fn blocked(model: &Model<'_>, at: PartAt) -> String {
     let part = &model.parts[at];
     if part.moving {
         "its move is done".to_owned()

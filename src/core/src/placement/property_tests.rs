@@ -235,6 +235,30 @@ proptest! {
         prop_assert!(moved * 10 <= share * 12 + 10, "{moved} keys moved, the share is {share}");
     }
 
+    /// After a directory was splittable it is one range again in the end, whatever else is to be done.
+    #[test]
+    fn parted_directories_are_brought_together(
+        situation in situation(),
+        boundaries in prop::collection::btree_map("/[a-e]/k0[0-9]", 0usize..9, 1..6),
+    ) {
+        let Situation { topology, mut world } = situation;
+        for (boundary, owner) in boundaries {
+            let boundary = Bytes::from(boundary);
+            let Some(i) = world.ranges.iter().position(|r| r.range.contains(&boundary)) else { continue };
+            let mut right = world.ranges[i].clone();
+            if right.range.start == boundary { continue }
+            right.range.start = boundary.clone();
+            right.rid = crate::keyspace::Rid::new(format!("x{i}-{boundary:?}"));
+            right.shard = world.shards[owner % world.shards.len()].name.clone();
+            world.ranges[i].range.end = boundary;
+            world.ranges.insert(i + 1, right);
+        }
+        let settled = settle(&Situation { topology: topology.clone(), world }, Memory::Remembers)?;
+        for range in &settled.ranges {
+            prop_assert!(topology.keyspace.rules.is_legal_boundary(&range.range.start), "{} is parted", range.range);
+        }
+    }
+
     /// The rest of a plan is the plan for the state after its first step.
     #[test]
     fn the_rest_of_a_plan_is_the_next_plan(situation in situation()) {

@@ -133,6 +133,7 @@ impl World {
                 assert_eq!(at(&self.ranges, right), i + 1);
                 assert_eq!(self.ranges[i].shard, self.ranges[i + 1].shard);
                 let gone = self.ranges.remove(i + 1);
+                self.ranges[i].moved_recently |= gone.moved_recently;
                 self.ranges[i].range.end = gone.range.end;
                 assert_eq!(&self.ranges[i].range, range);
                 self.ranges[i].rid = self.rid();
