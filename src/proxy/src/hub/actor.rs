@@ -169,7 +169,8 @@ impl Actor {
             Message::Room { stream } => self.merge.room(stream),
             Message::Fetched { id, outcome } => line.with_fold(|fold| self.merge.fetched(fold, id, outcome)),
             Message::Replayed { replay, revisions, upto, reply } => {
-                let _ = reply.send(self.merge.replayed(replay, &revisions, upto));
+                let wanted = line.with_fold(|fold| self.merge.replayed(fold, replay, &revisions, upto));
+                let _ = reply.send(wanted);
             }
             Message::ReplayEnded { replay, outcome } => {
                 line.with_fold(|fold| self.merge.replay_ended(fold, replay, outcome));

@@ -102,10 +102,18 @@ pub(crate) enum Delivery {
         /// What it takes of the stream's room, to be given back.
         bytes: usize,
     },
-    /// Everything up to this revision has been sent: to this watcher, or without one to all of the stream.
+    /// Everything up to this revision has been sent to this watcher.
     Progress {
         /// For whom.
-        watcher: Option<WatcherId>,
+        watcher: WatcherId,
+        /// Up to here.
+        revision: i64,
+    },
+    /// Everything up to this revision has been sent to all watchers of the stream.
+    ProgressOfAll {
+        /// The youngest of them: it says nothing of watchers that began later, and must not reach the client after the
+        /// answer that one of these was created.
+        youngest: WatcherId,
         /// Up to here.
         revision: i64,
     },

@@ -19,6 +19,8 @@
 //! bounded, whatever does not fit is read from the shards again.
 
 mod behind;
+#[cfg(test)]
+mod random_tests;
 mod replay;
 #[cfg(test)]
 mod tests;
@@ -155,6 +157,8 @@ enum Wait {
 struct Stream {
     room: Arc<Room>,
     watchers: BTreeSet<WatcherId>,
+    /// The last that began.
+    youngest: WatcherId,
     /// How many of them are behind.
     behind: usize,
     /// Progress requests under way: each wants at least this revision.
@@ -320,6 +324,7 @@ impl Merge {
         let new = Stream {
             room,
             watchers: BTreeSet::new(),
+            youngest: 0,
             behind: 0,
             progress: VecDeque::new(),
             starts: Vec::new(),
@@ -347,6 +352,7 @@ impl Merge {
         let revision = fold.revision;
         let of = self.streams.get_mut(&stream)?;
         of.watchers.insert(id);
+        of.youngest = id;
         if spec.start > revision {
             of.starts.push(spec.start);
         }
@@ -361,7 +367,11 @@ impl Merge {
             self.turns.push_back(id);
             State::Behind { cursor: from - 1, wait: Wait::Turn }
         };
+        let compacted = spec.start > 0 && spec.start < fold.compacted;
         self.watchers.insert(id, Watcher { stream, spec, state, ended: None });
+        if compacted {
+            self.end(id, fold.compacted, String::new());
+        }
         Some(revision)
     }
 
@@ -406,7 +416,7 @@ impl Merge {
         if live {
             let revision = self.head;
             // Without room it is not idle, and the next notification will do.
-            self.send(stream, Delivery::Progress { watcher: Some(id), revision }, 0);
+            self.send(stream, Delivery::Progress { watcher: id, revision }, 0);
         }
     }
 
@@ -432,6 +442,9 @@ impl Merge {
     /// Merges from `head` on. True if it stopped only as the step grew long.
     fn advance_live(&mut self, fold: &Fold) -> bool {
         let begin = self.head;
+        if !is_known(fold, begin) {
+            self.end_live_ones_below(fold.compacted);
+        }
         let mut step = Step::default();
         let mut stop = None;
         'pieces: for Piece { shard, segment } in fold.pieces(begin, fold.revision) {
@@ -465,6 +478,15 @@ impl Merge {
         }
         self.flush(begin, step);
         matches!(stop, Some(Stop::Long))
+    }
+
+    /// The line was compacted before this process had merged it, and what happened there is no longer known.
+    fn end_live_ones_below(&mut self, compacted: i64) {
+        let below = |w: &Watcher| matches!(w.state, State::Live { from } if from < compacted);
+        let ids: Vec<_> = self.watchers.iter().filter(|(_, w)| below(w)).map(|(&id, _)| id).collect();
+        for id in ids {
+            self.end(id, compacted, String::new());
+        }
     }
 
     fn begin_grace(&mut self, shard: ShardIx) {
@@ -559,7 +581,8 @@ impl Merge {
             }
             // As etcd: nothing before the start that a watcher asked for, and nothing without watchers.
             let answer = !stream.watchers.is_empty() && stream.starts.iter().all(|&start| start <= at);
-            if answer && !self.send(id, Delivery::Progress { watcher: None, revision: at }, 0) {
+            let youngest = stream.youngest;
+            if answer && !self.send(id, Delivery::ProgressOfAll { youngest, revision: at }, 0) {
                 continue;
             }
             if let Some(stream) = self.streams.get_mut(&id) {
@@ -712,4 +735,34 @@ fn touches(fold: &Fold, range: &KeyRange, shard: ShardIx, from: i64, upto: i64) 
 /// True if a shard owns anything somewhere in the revisions `[from, upto]`; what one that does not writes, nobody sees.
 fn owns_any(fold: &Fold, shard: ShardIx, from: i64, upto: i64) -> bool {
     fold.maps_between(from, upto).any(|(_, map)| map.owns_any(shard))
+}
+
+/// True if the fold still knows all that happened after a revision.
+///
+/// Below its compaction it may not: maps are forgotten then, and a fold that was loaded from a checkpoint has only the
+/// segments that live keys need. A watcher that is there already is served on as long as nothing is missing, as in etcd;
+/// it never passes over something unknown.
+fn is_known(fold: &Fold, after: i64) -> bool {
+    let (mut next, upto) = (after + 1, fold.compacted - 1);
+    if next > upto {
+        return true;
+    }
+    if fold.maps_between(next, next).next().is_none_or(|(since, _)| *since > next) {
+        return false;
+    }
+    // Every number belongs to a piece or to a flip.
+    let flips: BTreeSet<i64> = fold.maps_between(next, upto).map(|(since, _)| *since).collect();
+    let skip_flips = |mut next: i64| {
+        while flips.contains(&next) {
+            next += 1;
+        }
+        next
+    };
+    for Piece { segment, .. } in fold.pieces(after, upto) {
+        if skip_flips(next) < segment.global {
+            return false;
+        }
+        next = segment.global + segment.count;
+    }
+    skip_flips(next) > upto
 }

@@ -27,7 +27,7 @@ const ANSWERS_MAX: usize = 4;
 /// Requests of one stream that are looked at together.
 const REQUESTS_MAX: usize = 64;
 
-/// Progress requests of one stream that wait for the line's end at once; further ones get the answer of those.
+/// Progress requests of one stream that wait for the line's end at once; further ones share one more.
 const PROGRESS_MAX: usize = 8;
 
 /// How much larger than a request an answer may be before it is parted for a client that asked for fragments. (etcd:
@@ -75,6 +75,7 @@ impl Watch for WatchService {
             ids: HashMap::new(),
             watchers: HashMap::new(),
             next_id: 0,
+            youngest: 0,
             require_leader,
         };
         self.ctx.tasks.spawn(client.run(request.into_inner()));
@@ -91,6 +92,8 @@ struct ClientStream {
     ids: HashMap<i64, WatcherId>,
     watchers: HashMap<WatcherId, Watcher>,
     next_id: i64,
+    /// The last watcher that was created.
+    youngest: WatcherId,
     /// The client would rather hear that there is no leader than wait (clientv3: `WithRequireLeader`).
     require_leader: bool,
 }
@@ -119,8 +122,33 @@ impl From<HubStopped> for End {
     }
 }
 
-/// The end of the line, read for a progress request.
-type LineEnd = BoxFuture<'static, Result<i64, LineError>>;
+/// Reads of the line's end for progress requests.
+#[derive(Default)]
+struct LineEnds {
+    under_way: FuturesUnordered<BoxFuture<'static, Result<i64, LineError>>>,
+    /// More were asked for than may be under way: one that begins later will do for all of these.
+    again: bool,
+}
+
+impl LineEnds {
+    /// Reads the line's end as it is now or later.
+    fn ask(&mut self, line: &Arc<Line>) {
+        if self.under_way.len() < PROGRESS_MAX {
+            self.under_way.push(line_end(Arc::clone(line)).boxed());
+        } else {
+            self.again = true;
+        }
+    }
+
+    /// The next answer; never ready without one under way.
+    async fn next(&mut self, line: &Arc<Line>) -> Result<i64, LineError> {
+        let Some(end) = self.under_way.next().await else { return std::future::pending().await };
+        if std::mem::take(&mut self.again) {
+            self.ask(line);
+        }
+        end
+    }
+}
 
 impl ClientStream {
     async fn run(mut self, requests: Streaming<pb::WatchRequest>) {
@@ -140,7 +168,7 @@ impl ClientStream {
 
     async fn serve(&mut self, mut requests: Streaming<pb::WatchRequest>) -> Result<End, End> {
         let mut open = true;
-        let mut progress: FuturesUnordered<LineEnd> = FuturesUnordered::new();
+        let mut progress = LineEnds::default();
         let mut notify = tokio::time::interval(self.notify_interval());
         notify.reset();
         loop {
@@ -163,7 +191,7 @@ impl ClientStream {
                     let delivery = delivery?;
                     self.deliver(delivery).await?;
                 }
-                Some(revision) = progress.next() => match revision {
+                revision = progress.next(&self.ctx.line) => match revision {
                     Ok(revision) => self.hub.progress(revision).await?,
                     Err(error) => self.no_line(&error)?,
                 },
@@ -178,11 +206,7 @@ impl ClientStream {
         interval + interval.mul_f64(rand::rng().random_range(0.0..0.1))
     }
 
-    async fn take(
-        &mut self,
-        batch: Vec<pb::WatchRequest>,
-        progress: &mut FuturesUnordered<LineEnd>,
-    ) -> Result<(), End> {
+    async fn take(&mut self, batch: Vec<pb::WatchRequest>, progress: &mut LineEnds) -> Result<(), End> {
         let mut fresh = false;
         for request in batch {
             match request.request_union {
@@ -196,12 +220,7 @@ impl ClientStream {
                     self.create(create).await?;
                 }
                 Some(pb::RequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id).await?,
-                Some(pb::RequestUnion::ProgressRequest(_)) => {
-                    if progress.len() < PROGRESS_MAX {
-                        let line = Arc::clone(&self.ctx.line);
-                        progress.push(line_end(line).boxed());
-                    }
-                }
+                Some(pb::RequestUnion::ProgressRequest(_)) => progress.ask(&self.ctx.line),
                 // As etcd: ignored, as it would have to be from a newer client.
                 None => {}
             }
@@ -245,6 +264,7 @@ impl ClientStream {
         }
         let id = if create.watch_id != 0 { create.watch_id } else { self.auto_id() };
         let (watcher, revision) = self.hub.watch(spec_of(&create)).await?;
+        self.youngest = watcher;
         self.ids.insert(id, watcher);
         self.watchers.insert(
             watcher,
@@ -305,10 +325,15 @@ impl ClientStream {
                     }
                 }
             }
-            Delivery::Progress { watcher: None, revision } => {
-                self.send(pb::WatchResponse { watch_id: NO_WATCHER, ..self.answer(revision) }).await?;
+            Delivery::ProgressOfAll { youngest, revision } => {
+                if youngest == self.youngest {
+                    self.send(pb::WatchResponse { watch_id: NO_WATCHER, ..self.answer(revision) }).await?;
+                } else {
+                    // A client takes it for all watchers that it knows, and one has been created since.
+                    self.hub.progress(revision).await?;
+                }
             }
-            Delivery::Progress { watcher: Some(watcher), revision } => {
+            Delivery::Progress { watcher, revision } => {
                 if let Some(to) = self.watchers.get(&watcher) {
                     self.send(pb::WatchResponse { watch_id: to.id, ..self.answer(revision) }).await?;
                 }

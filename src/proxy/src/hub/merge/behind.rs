@@ -7,7 +7,7 @@ use sharded_etcd_core::{
     line::{Fold, Piece},
 };
 
-use super::{Effect, Merge, State, Wait, Watcher, touches};
+use super::{Effect, Merge, State, Wait, Watcher, is_known, touches};
 use crate::hub::event::{Delivery, HubEvent, WatcherId};
 
 /// Watchers served in one step, so that live ones do not wait long.
@@ -75,7 +75,7 @@ impl Merge {
             }
             return;
         }
-        if cursor + 1 < fold.compacted {
+        if !is_known(fold, cursor) {
             self.end(id, fold.compacted, String::new());
             return;
         }
@@ -98,6 +98,7 @@ impl Merge {
                 self.wait(id, upto, Wait::Prev);
                 self.effects.push(Effect::FetchPrev(id, events));
             }
+            Then::Replay if upto + 1 < fold.compacted => self.end(id, fold.compacted, String::new()),
             Then::Replay => {
                 self.wait(id, upto, Wait::ReplayTurn);
                 self.replays.want(id);

@@ -141,7 +141,13 @@ impl Merge {
     }
 
     /// A part of a replay: all revisions above the part before it, up to `upto`. False if nobody wants more of it.
-    pub(crate) fn replayed(&mut self, replay: ReplayId, revisions: &[Arc<Revision>], upto: i64) -> bool {
+    pub(crate) fn replayed(
+        &mut self,
+        fold: &Fold,
+        replay: ReplayId,
+        revisions: &[Arc<Revision>],
+        upto: i64,
+    ) -> bool {
         let Some(running) = self.replays.running.get(&replay) else { return false };
         let mut found: HashMap<WatcherId, Vec<Arc<HubEvent>>> = HashMap::new();
         let mut stuck: BTreeMap<WatcherId, i64> = BTreeMap::new();
@@ -165,6 +171,11 @@ impl Merge {
         for id in ids {
             let Some(watcher) = self.watchers.get(&id) else { continue };
             let State::Behind { cursor, .. } = watcher.state else { continue };
+            if cursor + 1 < fold.compacted {
+                // What was read may have been judged by a map that did not hold there.
+                self.end(id, fold.compacted, String::new());
+                continue;
+            }
             let (stream, spec) = (watcher.stream, Arc::clone(&watcher.spec));
             let stop = stuck.get(&id).copied();
             let upto = stop.unwrap_or(upto).max(cursor);

@@ -156,8 +156,8 @@ fn words(delivery: &Delivery) -> String {
                 .collect();
             format!("{watcher}: {} <={revision}", events.join(" "))
         }
-        Delivery::Progress { watcher: None, revision } => format!("all <={revision}"),
-        Delivery::Progress { watcher: Some(watcher), revision } => format!("{watcher} <={revision}"),
+        Delivery::ProgressOfAll { revision, .. } => format!("all <={revision}"),
+        Delivery::Progress { watcher, revision } => format!("{watcher} <={revision}"),
         Delivery::Ended { watcher, compact_revision, reason } => {
             format!("{watcher} ended {compact_revision} {reason}").trim_end().to_owned()
         }
@@ -439,7 +439,7 @@ fn history_before_the_window_is_replayed_and_then_joined_without_gap_or_repeat()
         Arc::new(Revision::new(global, local, vec![event(shard, local, global, key)]))
     };
     let part = [revision(B, 3, 3, "x"), revision(A, 4, 4, "a"), revision(B, 4, 5, "x")];
-    assert!(b.merge.replayed(replay, &part, 5));
+    assert!(b.merge.replayed(&b.fold, replay, &part, 5));
     assert_eq!(b.said(), [format!("{id}: x@3 a@4 x@5 <=5"), format!("{other}: x@5 <=5")]);
     // Meanwhile the line goes on.
     b.adv(&[(B, 7)]);
@@ -448,7 +448,7 @@ fn history_before_the_window_is_replayed_and_then_joined_without_gap_or_repeat()
     b.merge.cancel(other);
     let part =
         [revision(A, 5, 6, "a"), revision(B, 5, 7, "x"), revision(A, 6, 8, "a"), revision(B, 6, 9, "x")];
-    assert!(b.merge.replayed(replay, &part, 9));
+    assert!(b.merge.replayed(&b.fold, replay, &part, 9));
     b.merge.replay_ended(&b.fold, replay, ReplayOutcome::Done);
     assert_eq!(b.said(), [format!("{id}: a@6 x@7 a@8 x@9 <=9"), format!("{id}: x@10 <=10")]);
     assert_eq!(b.merge.counts(), (1, 0));
