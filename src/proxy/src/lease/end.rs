@@ -21,7 +21,7 @@ use tokio::{
 };
 use tonic::Status;
 
-use super::{Leases, meta_status, not_found, unreadable};
+use super::{Leases, meta_status, not_found, unreadable, view::Seen};
 use crate::context::line_status;
 
 /// Leases that this proxy helps at once.
@@ -41,6 +41,8 @@ enum Cleared {
     Before,
     /// The lease lives.
     Alive,
+    /// Another helper is at it.
+    Busy,
 }
 
 /// What became of the shadows of a lease.
@@ -52,8 +54,10 @@ enum Dropped {
     Held,
     /// The id rests.
     Resting,
-    /// It has keys again, or still.
+    /// It still has keys.
     NotGone,
+    /// Another helper is at it.
+    Busy,
 }
 
 /// One attempt of this proxy at one lease.
@@ -68,30 +72,11 @@ struct Attempt {
     real_gone: bool,
     /// A `LeaseRevoke` of this attempt may still be on its way.
     uncertain: bool,
-    /// The record's mod revision, and since when it has been that.
-    unchanged: (i64, Instant),
 }
 
 impl Attempt {
     fn new(id: i64, asked: Asked) -> Self {
-        let me = rand::rng().random();
-        Self {
-            id,
-            me,
-            asked,
-            began: false,
-            real_gone: false,
-            uncertain: false,
-            unchanged: (0, Instant::now()),
-        }
-    }
-
-    /// The record's mod revision if it has been that for too long.
-    fn stale(&mut self, facts: &LeaseFacts, silence_max: Duration) -> Option<i64> {
-        if self.unchanged.0 != facts.modified {
-            self.unchanged = (facts.modified, Instant::now());
-        }
-        (self.unchanged.1.elapsed() >= silence_max).then_some(facts.modified)
+        Self { id, me: rand::rng().random(), asked, began: false, real_gone: false, uncertain: false }
     }
 }
 
@@ -125,7 +110,7 @@ impl Leases {
         });
         match cleared.await {
             Ok(Ok(Cleared::Revoked)) => Ok(pb::LeaseRevokeResponse { header: self.header() }),
-            Ok(Ok(Cleared::Before | Cleared::Alive)) => Err(not_found()),
+            Ok(Ok(Cleared::Before | Cleared::Alive | Cleared::Busy)) => Err(not_found()),
             Ok(Err(status)) => Err(Status::new(
                 status.code(),
                 format!(
@@ -162,19 +147,30 @@ impl Leases {
 
     /// Brings one lease as far as it goes now.
     async fn help(&self, id: i64) {
+        let Some(seen) = self.view.get(id).filter(Seen::needs_help) else {
+            return self.agenda.succeeded(id);
+        };
+        if seen.record.helper.is_some() && seen.since.elapsed() < self.options.silence_max {
+            return self.look_when_silent(id);
+        }
         let mut attempt = Attempt::new(id, Asked::Help);
         match self.clear(&mut attempt).await {
             Ok(Cleared::Alive) => self.agenda.succeeded(id),
+            Ok(Cleared::Busy) => self.look_when_silent(id),
             Ok(Cleared::Revoked | Cleared::Before) => self.finish(&mut attempt).await,
             Err(status) => {
-                tracing::warn!(
-                    lease = format_args!("{id:016x}"),
-                    error = status.message(),
-                    "a lease that ended still has keys"
-                );
+                let lease = format_args!("{id:016x}");
+                tracing::warn!(lease, error = status.message(), "a lease that ended still has keys");
                 self.agenda.retry(id);
             }
         }
+    }
+
+    /// Looks again when the helper that is at it should have been heard of.
+    fn look_when_silent(&self, id: i64) {
+        let since = self.view.get(id).map_or_else(Instant::now, |seen| seen.since);
+        let jitter = rand::rng().random_range(1.0..1.2);
+        self.agenda.add(id, since + self.options.silence_max.mul_f64(jitter));
     }
 
     /// Drops the shadows of a lease whose keys are gone; plans another attempt if that is not possible now.
@@ -190,6 +186,7 @@ impl Leases {
                     self.view.get(id).and_then(|seen| seen.uncertain_since).unwrap_or_else(Instant::now);
                 self.agenda.add(id, since + self.options.rest);
             }
+            Ok(Dropped::Busy) => self.look_when_silent(id),
             Ok(Dropped::Held | Dropped::NotGone) => self.agenda.retry(id),
             Err(status) => {
                 tracing::debug!(
@@ -224,16 +221,16 @@ impl Leases {
             if record.state == LeaseState::Gone {
                 return done(attempt);
             }
-            let stale = attempt.stale(&facts, self.options.silence_max);
+            let stale = self.view.unchanged_for(id, self.options.silence_max);
             match next_step(&facts, attempt.me, attempt.asked, stale) {
                 Step::Ended | Step::Drop => return done(attempt),
                 Step::Alive => return Ok(Cleared::Alive),
+                Step::Wait if attempt.asked == Asked::Help => return Ok(Cleared::Busy),
                 Step::Wait => {
                     self.view.changed(id, facts.modified, self.options.silence_max / 8).await;
                     facts = self.read(id).await?;
                 }
                 Step::Claim { record: claimed, if_expired } => {
-                    // Said before it is known, so that a claim with unknown outcome is given back.
                     let (mine, after) = self.change(id, record_txn(&facts, &claimed, if_expired)).await?;
                     if mine && record.state == LeaseState::Live {
                         attempt.began = attempt.asked == Asked::Revoke;
@@ -373,7 +370,7 @@ impl Leases {
             if record.state != LeaseState::Gone {
                 return Ok(if record.state == LeaseState::Live { Dropped::All } else { Dropped::NotGone });
             }
-            let stale = attempt.stale(&facts, self.options.silence_max);
+            let stale = self.view.unchanged_for(id, self.options.silence_max);
             match next_step(&facts, attempt.me, Asked::Help, stale) {
                 Step::Claim { record: claimed, if_expired } => {
                     facts = self.change(id, record_txn(&facts, &claimed, if_expired)).await?.1;
@@ -388,10 +385,7 @@ impl Leases {
                     }
                     facts = after;
                 }
-                Step::Wait => {
-                    self.view.changed(id, facts.modified, self.options.silence_max / 8).await;
-                    facts = self.read(id).await?;
-                }
+                Step::Wait => return Ok(Dropped::Busy),
                 Step::Ended | Step::Alive | Step::Clear => return Ok(Dropped::NotGone),
             }
         }

@@ -46,7 +46,10 @@ impl Leases {
             Ok(answer) if answer.succeeded => {
                 Ok(pb::LeaseGrantResponse { header: self.header(), id, ttl, error: String::new() })
             }
-            Ok(_) => Err(exists()),
+            Ok(_) if chosen => Err(exists()),
+            Ok(_) => {
+                Err(Status::unavailable("granting the lease took so long that it was swept away: try again"))
+            }
             Err(error) if error.is_lease_not_found() => Err(Status::unavailable(
                 "the lease expired while it was granted: try again, or with a longer TTL",
             )),

@@ -29,6 +29,8 @@ pub(super) struct Seen {
     pub(super) epoch: i64,
     /// Mod revision of the record.
     pub(super) modified: i64,
+    /// When this proxy first saw the record at this mod revision.
+    pub(super) since: Instant,
     /// When this proxy first saw it uncertain.
     pub(super) uncertain_since: Option<Instant>,
     alive: bool,
@@ -58,6 +60,11 @@ impl View {
         self.leases.read().contains_key(&id)
     }
 
+    /// The mod revision of a lease's record if it has been that for at least `most`.
+    pub(super) fn unchanged_for(&self, id: i64, most: Duration) -> Option<i64> {
+        self.leases.read().get(&id).filter(|seen| seen.since.elapsed() >= most).map(|seen| seen.modified)
+    }
+
     /// The leases that `pick` chooses.
     pub(super) fn select(&self, pick: impl Fn(&Seen) -> bool) -> Vec<i64> {
         self.leases.read().iter().filter(|(_, seen)| pick(seen)).map(|(&id, _)| id).collect()
@@ -81,6 +88,7 @@ impl View {
                     let before = leases.get(&id).filter(|seen| seen.epoch == kv.create_revision);
                     let uncertain_since = before.and_then(|seen| seen.uncertain_since);
                     let seen = Seen {
+                        since: Instant::now(),
                         uncertain_since: uncertain_since.or_else(|| record.uncertain.then(Instant::now)),
                         record,
                         epoch: kv.create_revision,
@@ -163,8 +171,13 @@ impl Leases {
         {
             let mut known = self.view.leases.write();
             for (id, seen) in &mut leases {
-                let before = known.get(id).filter(|before| before.epoch == seen.epoch);
-                seen.uncertain_since = before.and_then(|b| b.uncertain_since).or(seen.uncertain_since);
+                let Some(before) = known.get(id).filter(|before| before.epoch == seen.epoch) else {
+                    continue;
+                };
+                seen.uncertain_since = before.uncertain_since.or(seen.uncertain_since);
+                if before.modified == seen.modified {
+                    seen.since = before.since;
+                }
             }
             *known = leases;
         }

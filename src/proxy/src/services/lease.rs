@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::count::count;
 use crate::{context::Context, lease::Leases};
 
 /// Answers to keep-alives that a slow client has not taken yet; then it is asked for no more of them.
@@ -35,14 +36,14 @@ impl Lease for LeaseService {
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
         let pb::LeaseGrantRequest { ttl, id } = request.into_inner();
-        self.leases.grant(ttl, id).await.map(Response::new)
+        count(&self.ctx, "LeaseGrant", self.leases.grant(ttl, id).await)
     }
 
     async fn lease_revoke(
         &self,
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
-        self.leases.revoke(request.into_inner().id).await.map(Response::new)
+        count(&self.ctx, "LeaseRevoke", self.leases.revoke(request.into_inner().id).await)
     }
 
     /// Answers each request in turn, as etcd does, until the client closes the stream.
@@ -79,13 +80,13 @@ impl Lease for LeaseService {
         &self,
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
-        self.leases.time_to_live(request.into_inner()).await.map(Response::new)
+        count(&self.ctx, "LeaseTimeToLive", self.leases.time_to_live(request.into_inner()).await)
     }
 
     async fn lease_leases(
         &self,
         _: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
-        self.leases.leases().await.map(Response::new)
+        count(&self.ctx, "LeaseLeases", self.leases.leases().await)
     }
 }
