@@ -194,11 +194,8 @@ mod tests {
         assert_eq!(check(vec![put_op("a"), put_op("a")]), Err(Refusal::DuplicateKey));
         assert_eq!(check(vec![put_op("b"), delete_op("a", "c")]), Err(Refusal::DuplicateKey));
         assert_eq!(check(vec![delete_op("a", "c"), delete_op("a", "c")]), Ok(()));
-        let branches = pb::TxnRequest {
-            success: vec![put_op("a")],
-            failure: vec![put_op("a")],
-            ..Default::default()
-        };
+        let branches =
+            pb::TxnRequest { success: vec![put_op("a")], failure: vec![put_op("a")], ..Default::default() };
         assert_eq!(check(vec![op(pb::Request::RequestTxn(branches.clone()))]), Ok(()));
         let nested = op(pb::Request::RequestTxn(branches));
         assert_eq!(check(vec![nested.clone(), put_op("a")]), Err(Refusal::DuplicateKey));
