@@ -132,7 +132,7 @@ impl Generator {
 
     /// Without puts that keep a value or lease: after a nested delete those make etcd panic.
     fn txn(&mut self, depth: usize) -> pb::TxnRequest {
-        let mut ops = |generator: &mut Self| -> Vec<pb::RequestOp> {
+        let ops = |generator: &mut Self| -> Vec<pb::RequestOp> {
             let count = generator.rng.random_range(0..4);
             (0..count)
                 .map(|_| {

@@ -85,7 +85,7 @@ async fn calls_beside_the_port() {
 
     let mut cluster = ClusterClient::connect(server.endpoint.clone()).await.unwrap();
     let members = cluster.member_list(pb::MemberListRequest::default()).await.unwrap().into_inner().members;
-    assert_eq!(members[0].client_ur_ls, [server.endpoint.clone()]);
+    assert_eq!(members[0].client_ur_ls, std::slice::from_ref(&server.endpoint));
     let refused = cluster.member_remove(pb::MemberRemoveRequest { id: 1 }).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unimplemented);
 }
