@@ -276,6 +276,99 @@ async fn compacted_starts_are_refused_exactly() {
     other.stop().await;
 }
 
+#[tokio::test]
+async fn history_that_is_lost_ends_those_that_need_it() {
+    let t = two().await;
+    let gate = Gate::new(Arc::clone(&t.shards[0]));
+    t.directory.insert("shard-0", Arc::clone(&gate) as Arc<dyn Shard>);
+    let served = Served::start(t.context("p").await, HubOptions::default()).await;
+    let mut on_a = served.client().await;
+    on_a.create(everything(0)).await;
+    let mut on_b = served.client().await;
+    on_b.create(create("x", b"", 0)).await;
+    gate.set_open(false);
+    // Compacted while this proxy cannot reach the shard, beyond what it has read.
+    let other = t.context("q").await;
+    let mut last = 0;
+    for i in 0..5 {
+        last = put(t.shards[0].as_ref(), "a", &i.to_string()).await;
+    }
+    let cut = other.line.cover(ShardIx(0), last).await.unwrap();
+    let compact = pb::CompactionRequest { revision: last, physical: true };
+    t.shards[0].compact(compact).await.unwrap();
+    other.line.append(&Entry::Compact(cut.revision)).await.unwrap();
+    gate.set_open(true);
+    let answer = on_a.next().await;
+    assert!(answer.canceled && answer.compact_revision > 0, "{answer:?}");
+    let local = put(t.shards[1].as_ref(), "x", "v").await;
+    let at = number(&served, 1, local).await;
+    assert_eq!(all_words(&on_b.events(1).await), [format!("+x=v@{at}({at},1)")]);
+    // Where it was told to start it can start.
+    let answer = on_a.create(everything(answer.compact_revision)).await;
+    assert!(!answer.canceled, "{answer:?}");
+    put(t.shards[0].as_ref(), "a", "new").await;
+    let seen = all_words(&on_a.events(2).await);
+    assert!(seen[1].starts_with("+a=new@") && seen[1].contains("<4@6("), "{seen:?}");
+    served.stop().await;
+    other.line.close().await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_holds_up_nobody_and_misses_nothing() {
+    let t = two().await;
+    let small = HubOptions { window_bytes_max: 4 << 20, ..HubOptions::default() };
+    let served = Served::start(t.context("p").await, small).await;
+    let mut slow = served.client().await;
+    slow.create(everything(0)).await;
+    let mut quick = served.client().await;
+    quick.create(create("a", b"", 0)).await;
+    // More than the room of a stream, the connection's window and the hub's memory hold together.
+    let value = "v".repeat(200 << 10);
+    let puts = 150;
+    for i in 0..puts {
+        put(t.shards[0].as_ref(), "a", &value).await;
+        assert_eq!(quick.events(1).await.len(), 1, "put {i}");
+    }
+    let seen = slow.events(puts).await;
+    let revisions: Vec<_> = seen.iter().map(|e| e.kv.as_ref().unwrap().mod_revision).collect();
+    assert_eq!(revisions, (2..2 + puts as i64).collect::<Vec<_>>());
+    assert!(seen[1..].iter().all(|e| e.prev_kv.is_some()));
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn fences_are_told_of_as_soon_as_they_are_written() {
+    let t = two().await;
+    let served = Served::start(t.context("p").await, HubOptions::default()).await;
+    let mut fences = served.hub.fence_events();
+    put(t.shards[0].as_ref(), "a", "1").await;
+    put(t.shards[1].as_ref(), records::fence_key(&Rid::new("b-1")), "closed by m1").await;
+    let told = tokio::time::timeout(watch_support::PATIENCE, fences.recv()).await.unwrap().unwrap();
+    assert_eq!(told, ShardIx(1));
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn progress_notifications_come_when_nothing_else_does() {
+    let t = two().await;
+    let mut ctx = Arc::into_inner(t.context("p").await).unwrap();
+    ctx.limits.progress_interval = std::time::Duration::from_millis(100);
+    let served = Served::start(Arc::new(ctx), HubOptions::default()).await;
+    let mut client = served.client().await;
+    client.create(pb::WatchCreateRequest { progress_notify: true, watch_id: 9, ..create("a", b"", 0) }).await;
+    client.create(pb::WatchCreateRequest { watch_id: 10, ..create("b", b"", 0) }).await;
+    let local = put(t.shards[1].as_ref(), "x", "v").await;
+    let at = number(&served, 1, local).await;
+    loop {
+        let answer = client.next().await;
+        assert!(answer.watch_id == 9 && answer.events.is_empty(), "{answer:?}");
+        if answer.header.unwrap().revision == at {
+            break;
+        }
+    }
+    served.stop().await;
+}
+
 /// Random writes to two shards and to one engine; then all watchers must have seen the same, however they read it.
 async fn as_one_etcd(t: &Topology, reference: &dyn Shard, seed: u64, steps: usize) {
     let mut rng = StdRng::seed_from_u64(seed);
