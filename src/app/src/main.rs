@@ -1,5 +1,6 @@
 //! `sharded-etcd`: one etcd endpoint over several etcds.
 
+mod admin;
 mod cli;
 mod files;
 mod host;
@@ -10,6 +11,7 @@ mod proxy;
 mod query;
 mod routed;
 mod routing;
+mod shard_manager;
 mod signals;
 mod status;
 mod table;
@@ -83,7 +85,8 @@ async fn run_async(command: Command) -> Result<ExitCode> {
             let printed = print(format_args!("{}", answer.text))?;
             return Ok(if answer.has_changes { ExitCode::from(EXIT_CHANGES) } else { printed });
         }
-        Command::ShardManager(_) | Command::Version | Command::Crd => {}
+        Command::ShardManager(args) => shard_manager::run(args).await?,
+        Command::Version | Command::Crd => {}
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,10 +4,11 @@ use std::{io::Write, sync::Arc};
 
 use anyhow::{Context, Result};
 use sharded_etcd_line::{Line, LineOptions, Shards};
+use sharded_etcd_manager::Sizes;
 use sharded_etcd_proxy::{Proxy, ProxyOptions, context::Limits};
-use tonic::service::Routes;
 
 use crate::{
+    admin,
     cli::{ProxyArgs, client_urls},
     host,
     listen::listen,
@@ -29,9 +30,12 @@ pub async fn run(args: ProxyArgs) -> Result<()> {
     let line = Line::start(Arc::clone(&routed.meta), LineOptions::default())
         .await
         .context("the revision line cannot be read")?;
+    let shards = Shards::new(Arc::clone(&line), routed.directory.clone());
+    let sizes = Sizes::new(Arc::clone(&line), Arc::clone(&shards));
+    let admin = admin::routes(&line, &shards, &sizes, urls.first().cloned());
     let options = ProxyOptions {
         line: Arc::clone(&line),
-        shards: Shards::new(Arc::clone(&line), routed.directory.clone()),
+        shards,
         name: args.name.unwrap_or_else(|| format!("{}-{}", host::name(), bound.port())),
         client_urls: urls.clone(),
         limits: limits(&routed.routing),
@@ -39,7 +43,7 @@ pub async fn run(args: ProxyArgs) -> Result<()> {
     let proxy = Proxy::start(options).await?;
     let follower = tokio::spawn(routed.follow(changes));
     let _ = writeln!(std::io::stdout().lock(), "sharded-etcd proxy serves at {}", urls.join(" "));
-    let served = proxy.serve(listener, Routes::default(), shutdown).await;
+    let served = proxy.serve(listener, admin, shutdown).await;
     follower.abort();
     line.close().await;
     Ok(served?)

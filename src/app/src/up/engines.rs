@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::Ipv4Addr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -13,6 +14,8 @@ use sharded_etcd_shard::{
     Shard, ShardError,
     etcd::{EtcdOptions, EtcdShard},
 };
+
+use tokio::net::TcpStream;
 
 use super::{
     data_dir::{DataDir, Engine, Member, Ports, State},
@@ -290,7 +293,9 @@ async fn wait_ready(child: &EtcdChild, shard: &EtcdShard) -> Result<(), String> 
         if state.deaths >= DEATHS_MAX {
             return Err(state.last_death.unwrap_or_default());
         }
-        if state.pid.is_some() {
+        // The adapter logs what it cannot connect to; that an etcd that starts does not listen yet is no news.
+        let client = (Ipv4Addr::LOCALHOST, child.member().ports.client);
+        if state.pid.is_some() && TcpStream::connect(client).await.is_ok() {
             match shard.range(super::probe()).await {
                 Ok(_) => return Ok(()),
                 Err(error) if started.elapsed() > READY_MAX => {

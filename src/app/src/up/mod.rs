@@ -13,6 +13,7 @@ pub mod data_dir;
 pub mod desired;
 mod engines;
 mod etcd_children;
+mod progress;
 mod shards;
 
 use std::{
@@ -24,16 +25,17 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
+use sharded_etcd_core::topology::Topology;
 use sharded_etcd_crd::version_mismatch;
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_line::{Line, LineOptions, Shards};
+use sharded_etcd_manager::{Manager, ManagerOptions};
 use sharded_etcd_proxy::{Proxy, ProxyOptions, context::Limits};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 
 use self::{
     data_dir::{DataDir, Engine, State},
@@ -45,12 +47,15 @@ use self::{
 pub use engines::ETCD_QUOTA_BYTES;
 
 use crate::{
+    admin,
     cli::{EngineKind, UpArgs, client_urls},
     listen::listen,
     signals,
     watched_file::{self, Change, WatchedFile},
 };
 
+/// Name of the proxy and the shard manager in this process; there is one such process for a data folder.
+const NAME: &str = "up";
 /// How often is looked for shards that have left.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
 /// A new topology that could not be run, for example as the disk was full, is tried again after so many looks.
@@ -98,7 +103,7 @@ pub async fn run(args: UpArgs) -> Result<()> {
     let mut up = Up::start(shards, desired, args.file, urls.clone()).await?;
     let serving = {
         let (proxy, shutdown) = (Arc::clone(&up.proxy), up.stop.clone());
-        let extra = Routes::default();
+        let extra = admin::routes(&up.line, &up.checked, up.manager.sizes(), urls.first().cloned());
         tokio::spawn(async move { proxy.serve(listener, extra, shutdown).await })
     };
     up.tell_without_effect();
@@ -175,7 +180,11 @@ fn probe() -> pb::RangeRequest {
 struct Up {
     shards: LocalShards,
     line: Arc<Line>,
+    checked: Arc<Shards>,
     proxy: Arc<Proxy>,
+    manager: Arc<Manager>,
+    /// What the shard manager is to reach.
+    topology: watch::Sender<Arc<Topology>>,
     /// What runs.
     desired: Desired,
     /// What is wanted and could not be run yet.
@@ -210,18 +219,39 @@ impl Up {
                 Limits { quota_bytes: i64::try_from(quota).unwrap_or(i64::MAX), ..Limits::default() };
             let options = ProxyOptions {
                 line: Arc::clone(&line),
-                shards: checked,
-                name: "up".to_owned(),
+                shards: Arc::clone(&checked),
+                name: NAME.to_owned(),
                 client_urls: urls,
                 limits,
             };
-            Ok::<_, anyhow::Error>(Proxy::start(options).await?)
+            Ok::<_, anyhow::Error>((Proxy::start(options).await?, checked))
         };
         let started = started.await;
         match started {
-            Ok(proxy) => {
+            Ok((proxy, checked)) => {
+                let topology = watch::Sender::new(Arc::new(desired.topology.clone()));
+                let manager = Manager::start(ManagerOptions::new(
+                    Arc::clone(&line),
+                    Arc::clone(&checked),
+                    topology.subscribe(),
+                    NAME,
+                ));
                 let (told, stop) = (Vec::new(), CancellationToken::new());
-                Ok(Self { shards, line, proxy, desired, pending: None, file, told, stop })
+                tokio::spawn(progress::show(Arc::clone(manager.progress()), Arc::clone(&line), stop.clone()));
+                let pending = None;
+                Ok(Self {
+                    shards,
+                    line,
+                    checked,
+                    proxy,
+                    manager,
+                    topology,
+                    desired,
+                    pending,
+                    file,
+                    told,
+                    stop,
+                })
             }
             Err(error) => {
                 line.close().await;
@@ -313,6 +343,7 @@ impl Up {
             tracing::warn!("spec.etcd.quota: the new quota holds from the next start on");
         }
         tracing::info!(shards = desired.topology.shards, "running the new topology");
+        self.topology.send_replace(Arc::new(desired.topology.clone()));
         self.desired = desired;
         self.write_routing();
         self.tell_without_effect();
@@ -351,6 +382,7 @@ impl Up {
 
     /// Ends everything but the proxy, which has ended.
     async fn close(self) {
+        self.manager.close().await;
         self.line.close().await;
         self.shards.close().await;
     }

@@ -19,7 +19,8 @@ const REPEAT: Duration = Duration::from_secs(5);
 /// Shows moves until `shutdown`.
 pub async fn show(progress: Arc<Progress>, line: Arc<Line>, shutdown: CancellationToken) {
     let mut changed = progress.subscribe();
-    let mut display = if logs::is_terminal() { Display::Bars(BTreeMap::new()) } else { Display::Lines(BTreeMap::new()) };
+    let mut display =
+        if logs::is_terminal() { Display::Bars(BTreeMap::new()) } else { Display::Lines(BTreeMap::new()) };
     let mut ticks = interval(REDRAW);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -38,7 +39,8 @@ pub async fn show(progress: Arc<Progress>, line: Arc<Line>, shutdown: Cancellati
 }
 
 fn name(line: &Line, shard: ShardIx) -> String {
-    line.with_fold(|fold| fold.shard(shard).map(|s| s.name.clone())).unwrap_or_else(|| format!("shard number {}", shard.0))
+    line.with_fold(|fold| fold.shard(shard).map(|s| s.name.clone()))
+        .unwrap_or_else(|| format!("shard number {}", shard.0))
 }
 
 enum Display {
@@ -66,7 +68,11 @@ impl Display {
                         bar
                     });
                     bar.set_position(m.percent());
-                    bar.set_message(if m.message.is_empty() { m.phase.to_owned() } else { format!("{}: {}", m.phase, m.message) });
+                    bar.set_message(if m.message.is_empty() {
+                        m.phase.to_owned()
+                    } else {
+                        format!("{}: {}", m.phase, m.message)
+                    });
                 }
             }
             Self::Lines(lines) => {

@@ -245,8 +245,15 @@ impl LocalShards {
             self.state.shards.iter().filter(|(_, m)| !m.has_data).map(|(n, _)| n.clone()).collect();
         for name in new {
             let incarnation = self.state.shards[&name].incarnation;
-            let shard = self.directory.get(&name).expect("every shard noted was opened above");
-            bootstrap::join(line, &NewShard { name: &name, incarnation, shard: shard.as_ref() }).await?;
+            let is_in = line.with_fold(|fold| {
+                let mut shards = fold.shards().iter();
+                shards.any(|s| s.name == name && s.incarnation == incarnation)
+            });
+            // Killed right after the join: it may hold keys by now, and could not be claimed again.
+            if !is_in {
+                let shard = self.directory.get(&name).expect("every shard noted was opened above");
+                bootstrap::join(line, &NewShard { name: &name, incarnation, shard: shard.as_ref() }).await?;
+            }
             if let Some(member) = self.state.shards.get_mut(&name) {
                 member.has_data = true;
             }

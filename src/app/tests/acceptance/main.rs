@@ -1,0 +1,12 @@
+//! The program as its users see it: run, asked with unmodified clients, killed, run again.
+//!
+//! The tests need etcd and etcdctl, which the test kit builds from their Go modules when they are not installed. How
+//! long the load runs is set in seconds by `SHARDED_ETCD_ACCEPTANCE_SECONDS`.
+#![allow(clippy::unwrap_used)]
+
+mod bad_files;
+mod bad_requests;
+mod bad_starts;
+mod clients;
+mod harness;
+mod two_proxies;
