@@ -41,6 +41,7 @@ test: tools test-rust test-go ## all tests that need no root: unit, simulation, 
 
 .PHONY: test-rust
 test-rust:
+	$(CARGO) build --locked --workspace --bins --profile $(PROFILE)
 	$(CARGO) test --locked --workspace --profile $(PROFILE) --no-fail-fast
 
 .PHONY: test-go
