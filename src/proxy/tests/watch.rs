@@ -417,7 +417,7 @@ async fn as_one_etcd(t: &Topology, reference: &dyn Shard, seed: u64, steps: usiz
     // What the one etcd's watcher says, with the line's numbers in place of its own.
     let mut stream = reference.watch(everything(start)).await.unwrap();
     let mut expected = Vec::new();
-    while !expected.last().is_some_and(|e: &pb::Event| e.kv.as_ref().unwrap().mod_revision == end) {
+    while expected.last().is_none_or(|e: &pb::Event| e.kv.as_ref().unwrap().mod_revision != end) {
         expected.extend(futures::StreamExt::next(&mut stream).await.unwrap().unwrap().events);
     }
     // A Txn that changes nothing is no revision on either, so numbers are consecutive here and there.

@@ -113,7 +113,7 @@ impl Actor {
                     if changed.is_err() {
                         break;
                     }
-                    self.follow_shards();
+                    self.stop_those_that_left();
                 }
                 _ = tick.tick() => {
                     self.merge.retry();
@@ -126,7 +126,11 @@ impl Actor {
                 self.take(message);
             }
             let merge = &mut self.merge;
-            more = line.with_fold(|fold| merge.advance(fold));
+            let joined;
+            (joined, more) = line.with_fold(|fold| (merge.take_in_joined(fold), merge.advance(fold)));
+            for (shard, l0) in joined {
+                self.start_base(shard, l0);
+            }
             self.carry_out();
         }
         for stop in self.bases.values() {
@@ -205,7 +209,7 @@ impl Actor {
                             Ok(()) => FetchOutcome::Done,
                             Err(error) if error.is_compacted() => FetchOutcome::Compacted,
                             Err(error) => {
-                                tracing::warn!(%error, "previous key-value pairs cannot be read yet");
+                                tracing::debug!(%error, "previous key-value pairs cannot be read yet");
                                 FetchOutcome::Failed
                             }
                         };
@@ -219,13 +223,9 @@ impl Actor {
         }
     }
 
-    /// Base streams for shards that joined; none any more for those that left.
-    fn follow_shards(&mut self) {
-        let line = Arc::clone(&self.reading.ctx.line);
-        for (shard, l0) in line.with_fold(|fold| self.merge.take_in_joined(fold)) {
-            self.start_base(shard, l0);
-        }
-        let left = Arc::clone(&line.cut().left);
+    /// No base streams any more for shards that left.
+    fn stop_those_that_left(&mut self) {
+        let left = Arc::clone(&self.reading.ctx.line.cut().left);
         self.bases.retain(|shard, stop| {
             let keep = !left.get(shard.index()).copied().unwrap_or(false);
             if !keep {

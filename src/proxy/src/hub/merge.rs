@@ -429,7 +429,7 @@ impl Merge {
     }
 
     /// Goes on as far as it gets: live watchers first, then some of those that are behind. True if there is more to do
-    /// at once.
+    /// at once. Call [`Merge::take_in_joined`] with the same fold first.
     pub(crate) fn advance(&mut self, fold: &Fold) -> bool {
         let live_more = self.advance_live(fold);
         let behind_more = self.advance_behind(fold);
@@ -451,7 +451,11 @@ impl Merge {
             // Between pieces are the numbers of flips, which have no events.
             self.head = segment.global - 1;
             let last = segment.global + segment.count - 1;
-            let Some(lane) = self.lanes.get(shard.index()) else { return false };
+            let Some(lane) = self.lanes.get(shard.index()) else {
+                debug_assert!(false, "joined shards are taken in first");
+                stop = Some(Stop::Long);
+                break;
+            };
             let readable = (lane.window.ready - segment.local + 1).clamp(0, segment.count);
             for revision in lane.window.between(self.head, segment.global + readable - 1) {
                 if step.events >= STEP_EVENTS_MAX || step.bytes >= STEP_BYTES_MAX {

@@ -73,8 +73,8 @@ pub struct Hub {
     fences: broadcast::Sender<ShardIx>,
 }
 
-/// Messages to the hub under way, at most.
-const INBOX_MAX: usize = 1_024;
+/// Messages to the hub under way, at most; the largest have about a mebibyte of events.
+const INBOX_MAX: usize = 256;
 
 /// Fence changes that a slow receiver may miss the details of.
 const FENCES_MAX: usize = 256;

@@ -29,7 +29,7 @@ const AHEAD_BYTES_MAX: usize = 32 << 20;
 const BATCH_REVISIONS_MAX: usize = 512;
 
 /// Bytes of events translated at once; one revision may exceed it.
-const BATCH_BYTES_MAX: usize = 4 << 20;
+const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// Pauses between two tries to reach a shard grow from the first to the second.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
@@ -153,7 +153,10 @@ impl BaseStream {
             match broken {
                 Some(Broken::Closed) => return,
                 Some(Broken::Shard(error)) => {
-                    tracing::warn!(shard = self.shard.0, next = self.next, %error, "following the shard again");
+                    // Once per outage: later tries say the same.
+                    if self.pause < PAUSE_MAX {
+                        tracing::warn!(shard = self.shard.0, next = self.next, %error, "following the shard again");
+                    }
                 }
                 Some(Broken::Compacted) | None => {}
             }

@@ -1,13 +1,12 @@
 //! From a shard's events to what clients see of them.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use bytes::Bytes;
-use futures::{
-    FutureExt, StreamExt, TryStreamExt,
-    future::{BoxFuture, ready},
-    stream,
-};
+use futures::{FutureExt, StreamExt, TryFutureExt, TryStreamExt, future::BoxFuture, stream};
 use parking_lot::RwLock;
 use sharded_etcd_core::{
     keyspace::{RESERVED, ShardIx},
@@ -68,6 +67,8 @@ struct DraftEvent {
     /// Imported: clients know other revisions of it than the shard.
     overridden: bool,
     prev: DraftPrev,
+    /// The same of the previous key-value pair, if it is known.
+    prev_overridden: bool,
 }
 
 enum DraftPrev {
@@ -80,6 +81,9 @@ enum DraftPrev {
     /// To be read if somebody wants it one day.
     Later,
 }
+
+/// Overrides of the lives of keys that a batch speaks of: key and local create revision.
+type Found<'a> = HashMap<(&'a [u8], i64), Option<StoredOverride>>;
 
 impl Translator {
     pub(crate) fn new(
@@ -95,10 +99,39 @@ impl Translator {
     ///
     /// The revisions must be part of the line, and follow on those of the call before.
     pub(crate) fn draft(&mut self, raw: &[RawRevision]) -> Vec<Draft> {
-        let Self { ctx, shard, wanted, recent, .. } = self;
-        let wanted = wanted.read();
-        ctx.line
-            .with_fold(|fold| raw.iter().filter_map(|r| draft(fold, *shard, r, &wanted, recent)).collect())
+        // Before the fold is looked at, which should not be held for long.
+        let mut prevs = self.prevs(raw).into_iter();
+        let shard = self.shard;
+        self.ctx.line.with_fold(|fold| raw.iter().filter_map(|r| draft(fold, shard, r, &mut prevs)).collect())
+    }
+
+    /// The previous key-value pair of each event, and notes the values of all.
+    fn prevs(&mut self, raw: &[RawRevision]) -> Vec<DraftPrev> {
+        let wanted = self.wanted.read();
+        let mut prevs = Vec::with_capacity(raw.iter().map(|r| r.events.len()).sum());
+        for revision in raw {
+            // As of before the revision: what its other events did to a key does not count (as in etcd).
+            prevs.extend(revision.events.iter().map(|event| {
+                let Some(kv) = event.kv.as_ref().filter(|kv| is_of_clients(kv)) else {
+                    return DraftPrev::Later;
+                };
+                if creates(event, kv) {
+                    return DraftPrev::None;
+                }
+                if !wanted.wants(&kv.key) {
+                    return DraftPrev::Later;
+                }
+                match self.recent.get(&kv.key) {
+                    Some(Some(before)) => DraftPrev::Known(before.clone()),
+                    Some(None) => DraftPrev::None,
+                    None => DraftPrev::Read,
+                }
+            }));
+            for event in revision.events.iter().filter(|e| e.kv.as_ref().is_some_and(is_of_clients)) {
+                self.recent.see(event);
+            }
+        }
+        prevs
     }
 
     /// Forgets what it knows of values, as revisions were skipped.
@@ -119,79 +152,119 @@ impl Translator {
         drafts: &[Draft],
         all: bool,
     ) -> Result<Vec<Arc<Revision>>> {
-        self.read_overrides(shard, drafts).await?;
-        let mut reads: Vec<BoxFuture<'_, Result<Prev>>> = Vec::new();
-        for draft in drafts {
-            for event in &draft.events {
-                reads.push(match &event.prev {
-                    DraftPrev::None => ready(Ok(Prev::new_with(Some(None)))).boxed(),
-                    DraftPrev::Later => ready(Ok(Prev::new())).boxed(),
-                    DraftPrev::Known(kv) => self.prev(shard, draft, event, Some(kv.clone()), all).boxed(),
-                    DraftPrev::Read => self.prev(shard, draft, event, None, all).boxed(),
-                });
-            }
-        }
-        let prevs: Vec<Prev> = stream::iter(reads).buffered(READS_MAX).try_collect().await?;
-        let mut prevs = prevs.into_iter();
+        let found = self.read_overrides(shard, drafts).await?;
+        let mut read = self.read_prevs(shard, drafts, &found, all).await?;
         Ok(self.ctx.line.with_fold(|fold| {
             drafts
                 .iter()
-                .map(|draft| {
-                    let events = draft.events.iter().zip(prevs.by_ref());
-                    let events = events.map(|(e, prev)| Arc::new(self.event(fold, draft, e, prev))).collect();
+                .enumerate()
+                .map(|(i, draft)| {
+                    let event = |(j, e)| {
+                        let prev = read.remove(&(i, j)).unwrap_or_else(|| self.prev_of(fold, e, &found));
+                        Arc::new(self.event(fold, draft, e, prev, &found))
+                    };
+                    let events = draft.events.iter().enumerate().map(event).collect();
                     Arc::new(Revision::new(draft.global, draft.local, events))
                 })
                 .collect()
         }))
     }
 
-    async fn read_overrides(&self, shard: &dyn Shard, drafts: &[Draft]) -> Result<()> {
-        let unknown: BTreeSet<(&Bytes, i64, i64)> = drafts
-            .iter()
-            .flat_map(|draft| draft.events.iter().filter(|e| e.overridden).map(move |e| (draft.local, e)))
-            .filter_map(|(local, e)| Some((local, e.event.kv.as_ref()?)))
-            .filter(|(_, kv)| self.overrides.get(self.shard, &kv.key, kv.create_revision).is_none())
-            .map(|(local, kv)| (&kv.key, kv.create_revision, local))
-            .collect();
-        let reads: Vec<BoxFuture<'_, _>> = unknown
+    /// The overrides of all keys in drafts that may have one.
+    ///
+    /// They are kept for the batch, as the cache may forget them at any time. Those of previous pairs are only looked up.
+    async fn read_overrides<'a>(&self, shard: &dyn Shard, drafts: &'a [Draft]) -> Result<Found<'a>> {
+        let mut found = Found::new();
+        let mut reads: BTreeMap<(&'a Bytes, i64), i64> = BTreeMap::new();
+        for draft in drafts {
+            for e in &draft.events {
+                if let DraftPrev::Known(kv) = &e.prev
+                    && e.prev_overridden
+                    && let Some(o) = self.overrides.get(self.shard, &kv.key, kv.create_revision)
+                {
+                    found.insert((&kv.key, kv.create_revision), o);
+                }
+                let Some(kv) = e.event.kv.as_ref().filter(|_| e.overridden) else { continue };
+                match self.overrides.get(self.shard, &kv.key, kv.create_revision) {
+                    Some(o) => {
+                        found.insert((&kv.key, kv.create_revision), o);
+                    }
+                    None => {
+                        reads.insert((&kv.key, kv.create_revision), draft.local);
+                    }
+                }
+            }
+        }
+        let reads: Vec<BoxFuture<'_, Result<_>>> = reads
             .into_iter()
-            .map(|(key, create, at)| {
-                read_override(shard, self.shard, &self.overrides, key, create, at).boxed()
+            .map(|((key, create), at)| {
+                let read = read_override(shard, self.shard, &self.overrides, key, create, at);
+                read.map_ok(move |o| ((key.as_ref(), create), o)).boxed()
             })
             .collect();
-        stream::iter(reads).buffer_unordered(READS_MAX).try_for_each(|_| ready(Ok(()))).await
+        let read: Vec<_> = stream::iter(reads).buffer_unordered(READS_MAX).try_collect().await?;
+        found.extend(read);
+        Ok(found)
     }
 
-    async fn prev(
+    /// Previous key-value pairs that are not known yet, by the places of their draft and event.
+    async fn read_prevs(
         &self,
         shard: &dyn Shard,
-        draft: &Draft,
-        event: &DraftEvent,
-        stored: Option<pb::KeyValue>,
+        drafts: &[Draft],
+        found: &Found<'_>,
         must: bool,
-    ) -> Result<Prev> {
-        let of = PrevOf {
-            shard: self.shard,
-            key: event.event.kv.as_ref().map(|kv| kv.key.clone()).unwrap_or_default(),
-            local: draft.local,
-            global: draft.global,
-            imported_at: event.imported_at,
-        };
-        match read_prev(&self.ctx, shard, &self.overrides, of, stored).await {
-            Ok(prev) => Ok(Prev::new_with(Some(prev))),
-            Err(error) if must => Err(error),
-            Err(_) => Ok(Prev::new()),
+    ) -> Result<HashMap<(usize, usize), Prev>> {
+        let mut reads: Vec<BoxFuture<'_, Result<_>>> = Vec::new();
+        for (i, draft) in drafts.iter().enumerate() {
+            for (j, event) in draft.events.iter().enumerate() {
+                let stored = match &event.prev {
+                    DraftPrev::Read => None,
+                    DraftPrev::Known(kv) if event.prev_overridden && !found.contains_key(&life(kv)) => {
+                        Some(kv.clone())
+                    }
+                    _ => continue,
+                };
+                let of = PrevOf {
+                    shard: self.shard,
+                    key: event.event.kv.as_ref().map(|kv| kv.key.clone()).unwrap_or_default(),
+                    local: draft.local,
+                    global: draft.global,
+                    imported_at: event.imported_at,
+                };
+                let read = async move {
+                    match read_prev(&self.ctx, shard, &self.overrides, of, stored).await {
+                        Ok(prev) => Ok(((i, j), Prev::new_with(Some(prev)))),
+                        Err(error) if must => Err(error),
+                        Err(_) => Ok(((i, j), Prev::new())),
+                    }
+                };
+                reads.push(read.boxed());
+            }
+        }
+        stream::iter(reads).buffer_unordered(READS_MAX).try_collect().await
+    }
+
+    /// The previous key-value pair, where nothing had to be read for it.
+    fn prev_of(&self, fold: &Fold, e: &DraftEvent, found: &Found<'_>) -> Prev {
+        match &e.prev {
+            DraftPrev::None => Prev::new_with(Some(None)),
+            DraftPrev::Known(kv) => {
+                let o = found.get(&life(kv)).filter(|_| e.prev_overridden).copied().flatten();
+                Prev::new_with(Some(Some(client_kv(fold, self.shard, kv.clone(), o.as_ref()))))
+            }
+            DraftPrev::Later | DraftPrev::Read => Prev::new(),
         }
     }
 
-    fn event(&self, fold: &Fold, draft: &Draft, e: &DraftEvent, prev: Prev) -> HubEvent {
+    fn event(&self, fold: &Fold, draft: &Draft, e: &DraftEvent, prev: Prev, found: &Found<'_>) -> HubEvent {
         let stored = e.event.kv.clone().unwrap_or_default();
         let kv = if is_delete(&e.event) {
             // etcd: a deletion has the key and its own revision, nothing else.
             pb::KeyValue { key: stored.key, mod_revision: draft.global, ..Default::default() }
         } else {
-            let o = e.overridden.then(|| self.overrides.get(self.shard, &stored.key, stored.create_revision));
-            client_kv(fold, self.shard, stored, o.flatten().flatten().as_ref())
+            let o = found.get(&life(&stored)).filter(|_| e.overridden).copied().flatten();
+            client_kv(fold, self.shard, stored, o.as_ref())
         };
         HubEvent {
             event: pb::Event { r#type: e.event.r#type, kv: Some(kv), prev_kv: None },
@@ -203,50 +276,49 @@ impl Translator {
     }
 }
 
-/// The visible events of a revision; `None` if there are none. Notes the values of all of them.
+/// The visible events of a revision; `None` if there are none. Takes one of `prevs` for each of its events.
 fn draft(
     fold: &Fold,
     shard: ShardIx,
     raw: &RawRevision,
-    wanted: &RangeIndex,
-    recent: &mut Recent,
+    prevs: &mut impl Iterator<Item = DraftPrev>,
 ) -> Option<Draft> {
-    // What is no longer mapped lies below the compaction, and nobody is sent it.
+    // What is no longer mapped lies below the compaction; the merge lets nobody pass over it.
     let global = fold.global(shard, raw.local);
+    let map = global.map(|global| fold.map_at(global));
     let mut events = Vec::new();
-    if let Some(global) = global {
-        let map = fold.map_at(global);
-        for event in &raw.events {
-            let Some(kv) = &event.kv else { continue };
-            if kv.key.as_ref() >= RESERVED {
-                continue;
-            }
-            let owner = map.owner(&kv.key);
-            if owner.shard != shard {
-                continue;
-            }
-            let imported_at = owner.imported_at;
-            let creates = !is_delete(event) && kv.create_revision == kv.mod_revision;
-            let prev = if creates {
-                DraftPrev::None
-            } else if !wanted.wants(&kv.key) {
-                DraftPrev::Later
-            } else {
-                // As of before the revision: what other events of it did to the key does not count (as in etcd).
-                match recent.get(&kv.key) {
-                    Some(Some(before)) => DraftPrev::Known(before.clone()),
-                    Some(None) => DraftPrev::None,
-                    None => DraftPrev::Read,
-                }
-            };
-            let overridden = !is_delete(event) && is_overridden(fold, shard, kv.create_revision, imported_at);
-            events.push(DraftEvent { event: event.clone(), imported_at, overridden, prev });
+    for (event, prev) in raw.events.iter().zip(prevs) {
+        let (Some(kv), Some(map)) = (&event.kv, map) else { continue };
+        if !is_of_clients(kv) {
+            continue;
         }
-    }
-    for event in raw.events.iter().filter(|e| e.kv.as_ref().is_some_and(|kv| kv.key.as_ref() < RESERVED)) {
-        recent.see(event);
+        let owner = map.owner(&kv.key);
+        if owner.shard != shard {
+            continue;
+        }
+        let overridden =
+            |kv: &pb::KeyValue| is_overridden(fold, shard, kv.create_revision, owner.imported_at);
+        events.push(DraftEvent {
+            event: event.clone(),
+            imported_at: owner.imported_at,
+            overridden: !is_delete(event) && overridden(kv),
+            prev_overridden: matches!(&prev, DraftPrev::Known(kv) if overridden(kv)),
+            prev,
+        });
     }
     global.filter(|_| !events.is_empty()).map(|global| Draft { global, local: raw.local, events })
+}
+
+fn is_of_clients(kv: &pb::KeyValue) -> bool {
+    kv.key.as_ref() < RESERVED
+}
+
+fn creates(event: &pb::Event, kv: &pb::KeyValue) -> bool {
+    !is_delete(event) && kv.create_revision == kv.mod_revision
+}
+
+fn life(kv: &pb::KeyValue) -> (&[u8], i64) {
+    (&kv.key, kv.create_revision)
 }
 
 /// True if a key of a range imported by the flip at `imported_at` may have an override.

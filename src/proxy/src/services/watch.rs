@@ -6,13 +6,17 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures::{
+    FutureExt, StreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream, FuturesUnordered},
+};
 use prost::Message as _;
 use rand::Rng;
 use sharded_etcd_core::keyspace::KeyRange;
 use sharded_etcd_etcd_api::{etcdserverpb::watch_server::Watch, messages as pb};
 use sharded_etcd_line::{Line, LineError};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -59,7 +63,7 @@ impl WatchService {
 
 #[tonic::async_trait]
 impl Watch for WatchService {
-    type WatchStream = ReceiverStream<Result<pb::WatchResponse, Status>>;
+    type WatchStream = BoxStream<'static, Result<pb::WatchResponse, Status>>;
 
     async fn watch(
         &self,
@@ -68,6 +72,7 @@ impl Watch for WatchService {
         let require_leader = request.metadata().get("hasleader").is_some_and(|v| v == "true");
         let hub = self.hub.open().await.map_err(stopped)?;
         let (answers, receiver) = mpsc::channel(ANSWERS_MAX);
+        let (end, status) = oneshot::channel();
         let client = ClientStream {
             ctx: Arc::clone(&self.ctx),
             hub,
@@ -78,8 +83,10 @@ impl Watch for WatchService {
             youngest: 0,
             require_leader,
         };
-        self.ctx.tasks.spawn(client.run(request.into_inner()));
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        self.ctx.tasks.spawn(client.run(request.into_inner(), end));
+        // Never just an end: clientv3 takes that for the end of its watches, and an error for a reason to go on elsewhere.
+        let status = async { Err(status.await.unwrap_or_else(|_| stopped(HubStopped))) };
+        Ok(Response::new(ReceiverStream::new(receiver).map(Ok).chain(stream::once(status)).boxed()))
     }
 }
 
@@ -87,7 +94,7 @@ impl Watch for WatchService {
 struct ClientStream {
     ctx: Arc<Context>,
     hub: HubStream,
-    answers: mpsc::Sender<Result<pb::WatchResponse, Status>>,
+    answers: mpsc::Sender<pb::WatchResponse>,
     /// The client's ids.
     ids: HashMap<i64, WatcherId>,
     watchers: HashMap<WatcherId, Watcher>,
@@ -151,7 +158,7 @@ impl LineEnds {
 }
 
 impl ClientStream {
-    async fn run(mut self, requests: Streaming<pb::WatchRequest>) {
+    async fn run(mut self, requests: Streaming<pb::WatchRequest>, told: oneshot::Sender<Status>) {
         let shutdown = self.ctx.shutdown.clone();
         let gone = self.answers.clone();
         let end = tokio::select! {
@@ -161,8 +168,8 @@ impl ClientStream {
         };
         self.hub.close().await;
         if let End::Told(status) = end {
-            // A client that does not read will find the connection closed.
-            let _ = gone.try_send(Err(status));
+            // After the answers that are on their way. If the client is gone nobody hears it.
+            let _ = told.send(status);
         }
     }
 
@@ -374,7 +381,7 @@ impl ClientStream {
     }
 
     async fn send(&self, answer: pb::WatchResponse) -> Result<(), End> {
-        self.answers.send(Ok(answer)).await.map_err(|_| End::Gone)
+        self.answers.send(answer).await.map_err(|_| End::Gone)
     }
 }
 

@@ -1,20 +1,24 @@
 //! Watchers that are behind: served from the windows, each from its own cursor.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use sharded_etcd_core::{
-    keyspace::ShardIx,
+    keyspace::{KeyRange, ShardIx},
     line::{Fold, Piece},
 };
 
 use super::{Effect, Merge, State, Wait, Watcher, is_known, touches};
 use crate::hub::event::{Delivery, HubEvent, WatcherId};
 
-/// Watchers served in one step, so that live ones do not wait long.
-const TURNS_MAX: usize = 32;
+/// Revisions of the line that one step looks at for watchers that are behind, all together, so that live ones and the
+/// line itself do not wait long.
+const STEP_REVISIONS_MAX: i64 = 10_000;
+
+/// What a turn costs apart from revisions, in revisions.
+const TURN_COST: i64 = 100;
 
 /// Revisions of the line that one turn looks at.
-const TURN_REVISIONS_MAX: i64 = 10_000;
+const TURN_REVISIONS_MAX: i64 = 5_000;
 
 /// Events that one turn sends, except that a revision is never parted. (etcd: 1,000 revisions, `watchBatchMaxRevs`.)
 const TURN_EVENTS_MAX: usize = 1_000;
@@ -56,16 +60,18 @@ enum Then {
 impl Merge {
     /// Serves some watchers that wait for their turn. True if others still do.
     pub(super) fn advance_behind(&mut self, fold: &Fold) -> bool {
-        for _ in 0..TURNS_MAX {
+        let mut left = STEP_REVISIONS_MAX;
+        while left > 0 {
             let Some(id) = self.turns.pop_front() else { return false };
-            self.turn(fold, id);
+            left -= TURN_COST + self.turn(fold, id);
         }
         !self.turns.is_empty()
     }
 
-    fn turn(&mut self, fold: &Fold, id: WatcherId) {
-        let Some(watcher) = self.watchers.get(&id) else { return };
-        let State::Behind { cursor, wait: Wait::Turn } = watcher.state else { return };
+    /// Serves one watcher; how many revisions of the line that went over.
+    fn turn(&mut self, fold: &Fold, id: WatcherId) -> i64 {
+        let Some(watcher) = self.watchers.get(&id) else { return 0 };
+        let State::Behind { cursor, wait: Wait::Turn } = watcher.state else { return 0 };
         let stream = watcher.stream;
         if let Some((compact_revision, reason)) = watcher.ended.clone() {
             if self.send(stream, Delivery::Ended { watcher: id, compact_revision, reason }, 0) {
@@ -73,16 +79,16 @@ impl Merge {
             } else {
                 self.wait(id, cursor, Wait::Room);
             }
-            return;
+            return 0;
         }
         if !is_known(fold, cursor) {
             self.end(id, fold.compacted, String::new());
-            return;
+            return 0;
         }
         let Scan { events, upto, then } = self.scan(fold, watcher, cursor);
         if !events.is_empty() && !self.send_events(stream, id, upto, events) {
             self.wait(id, cursor, Wait::Room);
-            return;
+            return upto - cursor;
         }
         match then {
             Then::CaughtUp => self.go_live(id, upto),
@@ -104,6 +110,7 @@ impl Merge {
                 self.replays.want(id);
             }
         }
+        upto - cursor
     }
 
     pub(super) fn wait(&mut self, id: WatcherId, cursor: i64, wait: Wait) {
@@ -129,9 +136,10 @@ impl Merge {
         let mut scan = Scan { events: Vec::new(), upto: cursor, then: Then::Again };
         let mut bytes = 0;
         let mut fetch = Vec::new();
+        let mut owners = Owners::of(&spec.range);
         for Piece { shard, segment } in fold.pieces(cursor, end) {
             let last = segment.global + segment.count - 1;
-            if !touches(fold, &spec.range, shard, segment.global, last) {
+            if !owners.touch(fold, shard, segment.global, last) {
                 scan.pass(last, &fetch);
                 continue;
             }
@@ -185,6 +193,30 @@ impl Merge {
             // The line's own compaction reaches at least as far, also where this process does not know it yet.
             FetchOutcome::Compacted => self.end(id, fold.compacted.max(cursor + 2), String::new()),
         }
+    }
+}
+
+/// Which shards own a part of a range; remembered for the last range map that was asked for, as that changes rarely.
+struct Owners<'a> {
+    range: &'a KeyRange,
+    of: Option<(u64, BTreeSet<ShardIx>)>,
+}
+
+impl<'a> Owners<'a> {
+    fn of(range: &'a KeyRange) -> Self {
+        Self { range, of: None }
+    }
+
+    /// As [`touches`].
+    fn touch(&mut self, fold: &Fold, shard: ShardIx, from: i64, upto: i64) -> bool {
+        let mut maps = fold.maps_between(from, upto);
+        let (Some((_, map)), None) = (maps.next(), maps.next()) else {
+            return touches(fold, self.range, shard, from, upto);
+        };
+        let known = self.of.take().filter(|(generation, _)| *generation == map.generation);
+        let shards = || map.overlapping(self.range).map(|e| e.shard).collect();
+        let (_, shards) = self.of.insert(known.unwrap_or_else(|| (map.generation, shards())));
+        shards.contains(&shard)
     }
 }
 
