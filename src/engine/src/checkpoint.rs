@@ -21,6 +21,8 @@ use crate::{
 pub const FORMAT: u32 = 1;
 
 const MAGIC: &[u8; 8] = b"SETCDCKP";
+/// The file is synced each time this much was written: one large sync at the end would make those of the log wait.
+const SYNC_BYTES: u64 = 8 << 20;
 /// A block is closed once it has this many bytes.
 const BLOCK_BYTES: usize = 256 * 1024;
 
@@ -65,7 +67,8 @@ pub fn write(dir: &Path, cluster_id: u64, sequence: u64, store: &Store) -> Resul
 }
 
 fn write_file(path: &Path, cluster_id: u64, sequence: u64, store: &Store) -> io::Result<u64> {
-    let mut out = Blocks { file: BufWriter::with_capacity(1 << 20, File::create(path)?), written: 0 };
+    let mut out =
+        Blocks { file: BufWriter::with_capacity(1 << 20, File::create(path)?), written: 0, synced: 0 };
     let mut header = Vec::new();
     header.put_raw(MAGIC);
     header.put_u32(FORMAT);
@@ -135,6 +138,7 @@ fn write_file(path: &Path, cluster_id: u64, sequence: u64, store: &Store) -> io:
 struct Blocks {
     file: BufWriter<File>,
     written: u64,
+    synced: u64,
 }
 
 impl Blocks {
@@ -147,7 +151,13 @@ impl Blocks {
         let len = u32::try_from(payload.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
         self.raw(&len.to_le_bytes())?;
         self.raw(&crc32fast::hash(payload).to_le_bytes())?;
-        self.raw(payload)
+        self.raw(payload)?;
+        if self.written - self.synced >= SYNC_BYTES {
+            self.synced = self.written;
+            self.file.flush()?;
+            self.file.get_ref().sync_data()?;
+        }
+        Ok(())
     }
 }
 

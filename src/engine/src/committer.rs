@@ -244,7 +244,7 @@ impl Committer {
                 _ => answer.send(),
             }
         }
-        self.mark_watchers(batch.revisions);
+        self.mark_watchers(&batch.revisions);
         // One batch of unusual size must not pin its memory.
         if self.record.capacity() > 2 * BATCH_BYTES_MAX {
             self.record = Vec::new();
@@ -270,15 +270,11 @@ impl Committer {
         }
     }
 
-    fn mark_watchers(&mut self, revisions: Vec<Changes>) {
-        let Some(newest) = revisions.last() else { return };
-        let newest = newest.as_slice().first().map_or(self.store.revision(), |version| version.mod_revision);
-        for changes in &revisions {
-            if let Some(version) = changes.as_slice().first() {
-                self.shared.watchers.mark(version.mod_revision, changes);
-            }
+    fn mark_watchers(&mut self, revisions: &[Changes]) {
+        if !revisions.is_empty() {
+            self.shared.watchers.mark(revisions);
+            self.shared.set_marked_revision(self.store.revision());
         }
-        self.shared.set_marked_revision(newest);
     }
 
     /// Takes a batch back that could not be made durable.

@@ -20,6 +20,11 @@ pub struct EngineConfig {
     pub max_txn_ops: usize,
     /// Size of an encoded request at most (etcd: `--max-request-bytes`).
     pub max_request_bytes: usize,
+    /// How long a write waits for its answer; then it fails and may or may not have been applied. Default 7 s, what
+    /// etcd itself gives a request.
+    pub request_timeout: Duration,
+    /// The same for a defragmentation and a compaction that waits for its space. Default 10 min.
+    pub maintenance_timeout: Duration,
     /// Shortest time to live of a lease, in seconds; shorter ones are raised to it, as etcd does.
     pub lease_ttl_seconds_min: i64,
     /// How often expired leases are looked for.
@@ -46,6 +51,8 @@ impl EngineConfig {
             quota_bytes: 0,
             max_txn_ops: 128,
             max_request_bytes: 3 * 512 * 1024,
+            request_timeout: Duration::from_secs(7),
+            maintenance_timeout: Duration::from_secs(600),
             lease_ttl_seconds_min: lease::TTL_SECONDS_MIN,
             lease_tick: Duration::from_millis(500),
             progress_interval: Duration::from_secs(600),

@@ -26,7 +26,7 @@ use crate::{
     entry::{self, ReplayError},
     errors, identity,
     lease::Renewal,
-    mvcc::Store,
+    mvcc::{RangeScan, Store},
     shared::{RAFT_TERM, Shared},
     txn,
     wal::{self, Wal, WalError},
@@ -34,8 +34,16 @@ use crate::{
 
 /// An expired lease whose revocation did not happen is tried again after this time, as in etcd.
 const EXPIRE_AGAIN: Duration = Duration::from_secs(3);
+/// Keys that a Range looks at before others have their turn: well below a millisecond.
+const SCAN_KEYS_MAX: usize = 2000;
 /// Leases that are revoked in one tick at most, as in etcd.
 const EXPIRE_LEASES_MAX: usize = 500;
+
+/// A Range that is answered, or one that goes on with this snapshot.
+pub(crate) enum RangeProgress {
+    Done(pb::RangeResponse),
+    More(Arc<Store>, RangeScan),
+}
 
 /// Why an engine cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +75,12 @@ pub enum EngineError {
         dir: PathBuf,
         /// One of the files in it.
         file: String,
+    },
+    /// The directory was used, but its log is gone.
+    #[error("{} has lost its log; restore it from a copy, or remove the directory to begin anew", dir.display())]
+    LogMissing {
+        /// The directory.
+        dir: PathBuf,
     },
     /// The identity file cannot be read.
     #[error("{} is damaged", path.display())]
@@ -192,29 +206,71 @@ impl Engine {
 
     /// Queues a command and waits for its answer.
     pub(crate) async fn call<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T> {
-        let commands = self.commands.as_ref().ok_or_else(errors::stopped)?;
-        let (reply, answer) = oneshot::channel();
-        let command = command(reply);
-        // Mostly there is room, and `send` would allocate a place in line.
-        if let Err(error) = commands.try_send(command) {
-            match error {
-                mpsc::error::TrySendError::Full(command) => {
-                    commands.send(command).await.map_err(|_| errors::stopped())?;
-                }
-                mpsc::error::TrySendError::Closed(_) => return Err(errors::stopped()),
-            }
-        }
-        answer.await.unwrap_or_else(|_| {
-            Err(ShardError::ambiguous(
-                Code::Unavailable,
-                "etcdserver: server stopped while the request was under way",
-            ))
-        })
+        self.call_within(self.config.request_timeout, command).await
     }
 
-    pub(crate) fn range_now(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse> {
-        check::range(request)?;
-        let mut response = self.read(&[request.revision], |store| store.range(request))?;
+    /// Like [`Self::call`], for what may take long.
+    pub(crate) async fn call_within<T>(
+        &self,
+        limit: Duration,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T> {
+        let commands = self.commands.as_ref().ok_or_else(errors::stopped)?;
+        let (reply, answer) = oneshot::channel();
+        // Mostly there is room, and waiting for it would need a timer of its own.
+        match commands.try_send(command(reply)) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(command)) => {
+                match tokio::time::timeout(limit, commands.reserve()).await {
+                    Ok(Ok(place)) => place.send(command),
+                    Ok(Err(_)) => return Err(errors::stopped()),
+                    Err(_) => return Err(errors::too_many_requests()),
+                }
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => return Err(errors::stopped()),
+        }
+        match tokio::time::timeout(limit, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(ShardError::ambiguous(
+                Code::Unavailable,
+                "etcdserver: server stopped while the request was under way",
+            )),
+            Err(_) => Err(ShardError::ambiguous(Code::Unavailable, "etcdserver: request timed out")),
+        }
+    }
+
+    /// Begins a Range on the newest snapshot and finishes it if it is small, so that most need no second poll.
+    pub(crate) fn begin_range(&self, request: pb::RangeRequest) -> Result<RangeProgress> {
+        check::range(&request)?;
+        let store = self.shared.published.load();
+        let mut scan = RangeScan::new(&store, request, store.revision())?;
+        if scan.step(&store, SCAN_KEYS_MAX) {
+            return self.finish_range(&store, scan).map(RangeProgress::Done);
+        }
+        Ok(RangeProgress::More(Arc::clone(&store), scan))
+    }
+
+    /// Finishes a large Range in slices on the same snapshot, so that other tasks of this thread have their turn.
+    pub(crate) async fn finish_large_range(
+        &self,
+        store: Arc<Store>,
+        mut scan: RangeScan,
+    ) -> Result<pb::RangeResponse> {
+        loop {
+            tokio::task::yield_now().await;
+            if scan.step(&store, SCAN_KEYS_MAX) {
+                return self.finish_range(&store, scan);
+            }
+        }
+    }
+
+    /// Refuses an answer from history that compaction cut off while it was read; see [`Self::read`].
+    fn finish_range(&self, store: &Store, scan: RangeScan) -> Result<pb::RangeResponse> {
+        let revision = scan.revision();
+        let mut response = scan.finish();
+        if revision < store.revision() && revision < self.shared.published.load().compact_revision() {
+            return Err(errors::compacted());
+        }
         self.shared.fill(&mut response.header);
         Ok(response)
     }
@@ -394,10 +450,25 @@ impl Opened {
             entry::replay(&record, &mut store, |changes| log.push(changes))
                 .map_err(|source| EngineError::Replay { path: path.to_owned(), offset, source })
         })?;
+        if recovered.segments.is_empty() && (identity.has_log || sequence > 0) {
+            return Err(EngineError::LogMissing { dir: dir.to_owned() });
+        }
         let wal_bytes = recovered.replayed_bytes;
         let wal =
             Wal::open(dir, identity.cluster_id, config.segment_bytes, recovered, config.io_hook.clone())?;
+        tracing::info!(
+            engine = config.name,
+            dir = %dir.display(),
+            revision = store.revision(),
+            compact_revision = store.compact_revision(),
+            bytes = store.size_in_use(),
+            replayed_bytes = wal_bytes,
+            "the store is open"
+        );
         let shared = Arc::new(Shared::new(identity.cluster_id, identity.member_id, store, log));
+        if !identity.has_log {
+            identity::set_has_log(dir, identity)?;
+        }
         Ok(Self { lock, shared, wal, wal_bytes, checkpoint_bytes: file_bytes })
     }
 }

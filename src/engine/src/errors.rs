@@ -81,6 +81,11 @@ pub fn lease_ttl_too_large() -> ShardError {
     ShardError::refused(Code::OutOfRange, "etcdserver: too large lease TTL")
 }
 
+/// `ErrTooManyRequests`: no place in the writer's queue in time. Nothing was applied.
+pub fn too_many_requests() -> ShardError {
+    ShardError::refused(Code::ResourceExhausted, "etcdserver: too many requests")
+}
+
 /// `ErrStopped`, for calls that were not sent because the engine is closed.
 pub fn stopped() -> ShardError {
     ShardError::not_sent("etcdserver: server stopped")

@@ -26,6 +26,8 @@ pub(crate) struct Identity {
     name: String,
     pub(crate) cluster_id: u64,
     pub(crate) member_id: u64,
+    /// Whether the log was made: from then on a directory without one has lost its data.
+    pub(crate) has_log: bool,
 }
 
 /// Makes the directory if needed and takes its lock, which lives as long as the file handle.
@@ -96,8 +98,20 @@ fn create(dir: &Path, path: &Path, name: &str, cluster_id: Option<u64>) -> Resul
         name: name.to_owned(),
         cluster_id: cluster_id.unwrap_or_else(nonzero),
         member_id: nonzero(),
+        has_log: false,
     };
-    let text = serde_json::to_vec_pretty(&identity)
+    store(dir, path, &identity)?;
+    Ok(identity)
+}
+
+/// Notes that the log was made.
+pub(crate) fn set_has_log(dir: &Path, mut identity: Identity) -> Result<(), EngineError> {
+    identity.has_log = true;
+    store(dir, &dir.join(FILE), &identity)
+}
+
+fn store(dir: &Path, path: &Path, identity: &Identity) -> Result<(), EngineError> {
+    let text = serde_json::to_vec_pretty(identity)
         .map_err(|source| EngineError::Identity { path: path.to_owned(), source })?;
     let temporary = dir.join("identity.tmp");
     File::create(&temporary)
@@ -105,5 +119,5 @@ fn create(dir: &Path, path: &Path, name: &str, cluster_id: Option<u64>) -> Resul
         .map_err(WalError::io("write", &temporary))?;
     std::fs::rename(&temporary, path).map_err(WalError::io("rename", &temporary))?;
     sync_dir(dir)?;
-    Ok(identity)
+    Ok(())
 }

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::{
     Engine, check,
     committer::Command,
+    engine::RangeProgress,
     mvcc::KeyRange,
     shared::Shared,
     txn,
@@ -25,7 +26,11 @@ const INVALID_WATCH_ID: i64 = -1;
 
 impl Shard for Engine {
     fn range(&self, request: pb::RangeRequest) -> BoxFuture<'_, Result<pb::RangeResponse>> {
-        ready(self.range_now(&request)).boxed()
+        match self.begin_range(request) {
+            Ok(RangeProgress::Done(response)) => ready(Ok(response)).boxed(),
+            Ok(RangeProgress::More(store, scan)) => self.finish_large_range(store, scan).boxed(),
+            Err(error) => ready(Err(error)).boxed(),
+        }
     }
 
     fn put(&self, request: pb::PutRequest) -> BoxFuture<'_, Result<pb::PutResponse>> {
@@ -51,7 +56,9 @@ impl Shard for Engine {
     }
 
     fn compact(&self, request: pb::CompactionRequest) -> BoxFuture<'_, Result<pb::CompactionResponse>> {
-        self.call(move |reply| Command::Compact(request, reply)).boxed()
+        let limit =
+            if request.physical { self.config.maintenance_timeout } else { self.config.request_timeout };
+        self.call_within(limit, move |reply| Command::Compact(request, reply)).boxed()
     }
 
     fn watch(&self, request: pb::WatchCreateRequest) -> BoxFuture<'_, Result<WatchStream>> {
@@ -89,7 +96,7 @@ impl Shard for Engine {
     }
 
     fn defragment(&self) -> BoxFuture<'_, Result<pb::DefragmentResponse>> {
-        self.call(Command::Defragment).boxed()
+        self.call_within(self.config.maintenance_timeout, Command::Defragment).boxed()
     }
 
     fn alarm(&self, request: pb::AlarmRequest) -> BoxFuture<'_, Result<pb::AlarmResponse>> {

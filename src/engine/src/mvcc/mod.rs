@@ -6,6 +6,7 @@
 
 mod events;
 mod key_range;
+mod scan;
 mod store;
 mod version;
 mod write;
@@ -15,6 +16,7 @@ mod model_tests;
 
 pub use events::{Changes, EventLog, FIRST_EVENT_REVISION};
 pub use key_range::KeyRange;
+pub use scan::RangeScan;
 pub use store::{Alarm, Lease, Restore, Store};
 pub use version::{StoredVersion, VERSION_OVERHEAD_BYTES, Version};
 pub use write::WriteTxn;

@@ -7,8 +7,8 @@ use imbl::{OrdMap, OrdSet};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
 
-use super::{EventLog, FIRST_EVENT_REVISION, Version, key_range::bounds, write::WriteTxn};
-use crate::{errors, range};
+use super::{EventLog, FIRST_EVENT_REVISION, RangeScan, Version, key_range::bounds, write::WriteTxn};
+use crate::errors;
 
 /// Where the index points at for one key.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ impl Slot {
     }
 
     /// The live version at `revision`.
-    fn live_at(&self, revision: i64) -> Option<Found<'_>> {
+    pub(super) fn live_at(&self, revision: i64) -> Option<Found<'_>> {
         if self.stamp.abs() <= revision {
             return self.is_live().then_some(Found::Head(&self.head));
         }
@@ -39,7 +39,7 @@ impl Slot {
 }
 
 /// A version that is the newest one of its key, or an older one.
-enum Found<'a> {
+pub(super) enum Found<'a> {
     Head(&'a Arc<Version>),
     Old(Arc<Version>),
 }
@@ -171,35 +171,9 @@ impl Store {
 
     /// Answers a Range for a reader whose newest revision is `newest`: inside a Txn that wrote already, one more.
     pub(super) fn range_at(&self, request: &pb::RangeRequest, newest: i64) -> Result<pb::RangeResponse> {
-        if request.revision > newest {
-            return Err(errors::future_revision());
-        }
-        let revision = if request.revision <= 0 { newest } else { request.revision };
-        if revision < self.compact_revision {
-            return Err(errors::compacted());
-        }
-        let header = Some(pb::ResponseHeader { revision: newest, ..Default::default() });
-        if request.count_only {
-            let count = self.count(&request.key, &request.range_end, revision);
-            return Ok(pb::RangeResponse { header, count, ..Default::default() });
-        }
-        // etcd answers keys-only from its index, which does not know leases.
-        let without_lease = request.keys_only && request.sort_target != pb::SortTarget::Value as i32;
-        let scan_limit = range::scan_limit(request).unwrap_or(usize::MAX);
-        let mut kvs = Vec::new();
-        let mut count = 0;
-        self.visit(&request.key, &request.range_end, revision, |version| {
-            count += 1;
-            if kvs.len() < scan_limit {
-                let mut kv = version.to_key_value();
-                if without_lease {
-                    kv.lease = 0;
-                }
-                kvs.push(kv);
-            }
-        });
-        let range::Finished { kvs, more } = range::finish_range(kvs, request);
-        Ok(pb::RangeResponse { header, kvs, more, count })
+        let mut scan = RangeScan::new(self, request.clone(), newest)?;
+        scan.step(self, usize::MAX);
+        Ok(scan.finish())
     }
 
     /// The newest live version of a key, at the newest revision.

@@ -75,20 +75,23 @@ impl Registry {
         Registration { registry: Arc::clone(self), id, range, handle }
     }
 
-    /// Marks the watchers that the changes of `revision` concern. Called after the changes are in the log.
-    pub fn mark(&self, revision: i64, changes: &Changes) {
+    /// Marks the watchers that new revisions concern. Called after they are in the log.
+    pub fn mark(&self, revisions: &[Changes]) {
         let groups = self.inner.lock();
-        if groups.single.is_empty() && groups.ranges.is_empty() {
-            return;
-        }
-        for version in changes.as_slice() {
+        for version in revisions.iter().flat_map(Changes::as_slice) {
+            if groups.single.is_empty() {
+                break;
+            }
             if let Some(group) = groups.single.get(&version.key) {
-                group.values().for_each(|handle| handle.mark(revision));
+                group.values().for_each(|handle| handle.mark(version.mod_revision));
             }
         }
         for (range, group) in &groups.ranges {
-            if changes.as_slice().iter().any(|version| range.contains(&version.key)) {
-                group.values().for_each(|handle| handle.mark(revision));
+            // Only the first match counts: the watchers read on from there by themselves.
+            let first =
+                revisions.iter().flat_map(Changes::as_slice).find(|version| range.contains(&version.key));
+            if let Some(version) = first {
+                group.values().for_each(|handle| handle.mark(version.mod_revision));
             }
         }
     }

@@ -180,6 +180,17 @@ async fn directories_that_cannot_be_used_are_named() {
     std::fs::write(&identity, "{").unwrap();
     assert!(matches!(Engine::open(config).await.err(), Some(EngineError::Identity { .. })));
 
+    std::fs::write(&identity, &text).unwrap();
+    for entry in std::fs::read_dir(fixture.dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let config = crate::support::config(fixture.dir.path());
+    let lost = Engine::open(config).await.err();
+    assert!(matches!(lost, Some(EngineError::LogMissing { .. })), "{lost:?}");
+
     let foreign = tempfile::tempdir().unwrap();
     std::fs::write(foreign.path().join("notes.txt"), "mine").unwrap();
     let refused = Engine::open(crate::support::config(foreign.path())).await.err().unwrap();

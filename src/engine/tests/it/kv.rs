@@ -102,6 +102,31 @@ async fn limit_sort_filters_and_count() {
 }
 
 #[tokio::test]
+async fn a_large_range_is_one_snapshot() {
+    let fixture = start_with(|config| config.max_txn_ops = 10_000).await;
+    for part in 0..5 {
+        let puts = (0..2000).map(|n| op(put(&format!("k{part}/{n:04}"), "1"))).collect();
+        fixture.engine.txn(txn(vec![], puts, vec![])).await.unwrap();
+    }
+    fixture.delete("k2/1000").await;
+    let mut range = fixture.engine.range(all());
+    // Not done at once: others have their turn, and write.
+    assert!(futures::poll!(&mut range).is_pending());
+    fixture.engine.delete_range(delete("\0", "\0")).await.unwrap();
+    let response = range.await.unwrap();
+    assert_eq!((response.count, response.kvs.len(), revision(&response.header)), (9999, 9999, 7));
+    assert!(response.kvs.is_sorted_by(|a, b| a.key < b.key));
+    let old = pb::RangeRequest { revision: 6, limit: 3, ..span("k1", "k4") };
+    let response = fixture.engine.range(old.clone()).await.unwrap();
+    assert_eq!((response.count, response.kvs.len(), response.more), (6000, 3, true));
+    // Compacted on the way.
+    let mut range = fixture.engine.range(old);
+    assert!(futures::poll!(&mut range).is_pending());
+    fixture.compact(8).await;
+    assert!(range.await.unwrap_err().is_compacted());
+}
+
+#[tokio::test]
 async fn keys_only_leaves_out_what_etcd_leaves_out() {
     let fixture = start().await;
     fixture.grant(5, 100).await;

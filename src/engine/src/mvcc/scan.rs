@@ -1,0 +1,96 @@
+//! A Range in steps.
+
+use std::ops::Bound;
+
+use bytes::Bytes;
+use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_shard::Result;
+
+use super::{Store, Version, key_range::bounds};
+use crate::{errors, range};
+
+/// A Range under way on one snapshot: large ones are walked in slices between which others have their turn.
+#[derive(Debug)]
+pub struct RangeScan {
+    request: pb::RangeRequest,
+    /// What the header says.
+    newest: i64,
+    /// Where is read.
+    revision: i64,
+    /// The key to go on with; None at the start.
+    resume: Option<Bytes>,
+    kvs: Vec<pb::KeyValue>,
+    kvs_max: usize,
+    count: i64,
+}
+
+impl RangeScan {
+    /// Checks the revision. `newest` is the newest revision that the reader sees.
+    pub fn new(store: &Store, request: pb::RangeRequest, newest: i64) -> Result<Self> {
+        if request.revision > newest {
+            return Err(errors::future_revision());
+        }
+        let revision = if request.revision <= 0 { newest } else { request.revision };
+        if revision < store.compact_revision() {
+            return Err(errors::compacted());
+        }
+        let kvs_max = if request.count_only { 0 } else { range::scan_limit(&request).unwrap_or(usize::MAX) };
+        Ok(Self { request, newest, revision, resume: None, kvs: Vec::new(), kvs_max, count: 0 })
+    }
+
+    /// The revision that is read.
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// Looks at up to `keys_max` keys, always of the same store. True when the range is done.
+    pub fn step(&mut self, store: &Store, keys_max: usize) -> bool {
+        if self.request.range_end.is_empty() {
+            if let Some(found) =
+                store.index.get(self.request.key.as_ref()).and_then(|slot| slot.live_at(self.revision))
+            {
+                self.take(&found);
+            }
+            return true;
+        }
+        let key = self.request.key.clone();
+        let range_end = self.request.range_end.clone();
+        let Some((mut start, end)) = bounds(&key, &range_end) else { return true };
+        let resume = self.resume.take();
+        if let Some(resume) = &resume {
+            start = Bound::Included(resume.as_ref());
+        }
+        let mut looked_at = 0;
+        for (key, slot) in store.index.range::<_, [u8]>((start, end)) {
+            if looked_at == keys_max {
+                self.resume = Some(key.clone());
+                return false;
+            }
+            looked_at += 1;
+            if let Some(found) = slot.live_at(self.revision) {
+                self.take(&found);
+            }
+        }
+        true
+    }
+
+    fn take(&mut self, version: &Version) {
+        // All keys are counted, also those behind the limit.
+        self.count += 1;
+        if self.kvs.len() < self.kvs_max {
+            let mut kv = version.to_key_value();
+            // etcd answers keys-only from its index, which does not know leases.
+            if self.request.keys_only && self.request.sort_target != pb::SortTarget::Value as i32 {
+                kv.lease = 0;
+            }
+            self.kvs.push(kv);
+        }
+    }
+
+    /// The answer, with the newest revision in the header and nothing else there.
+    pub fn finish(self) -> pb::RangeResponse {
+        let range::Finished { kvs, more } = range::finish_range(self.kvs, &self.request);
+        let header = Some(pb::ResponseHeader { revision: self.newest, ..Default::default() });
+        pb::RangeResponse { header, kvs, more, count: self.count }
+    }
+}
