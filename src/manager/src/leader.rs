@@ -43,15 +43,20 @@ where
 }
 
 /// The lease, if this manager leads now.
+///
+/// A leader of the same name is this manager's own predecessor, as names are unique: it was killed, and is replaced at
+/// once, since writers may be waiting for a range whose fence it closed.
 async fn campaign(meta: &dyn Shard, name: &str) -> Result<Option<i64>, ShardError> {
     let leader = Bytes::from_static(records::MANAGER_LEADER);
-    let get = pb::RangeRequest { key: leader.clone(), count_only: true, ..Default::default() };
-    if meta.range(get).await?.count > 0 {
-        return Ok(None);
-    }
+    let get = pb::RangeRequest { key: leader.clone(), ..Default::default() };
+    let seen = match meta.range(get).await?.kvs.pop() {
+        None => 0,
+        Some(kv) if kv.value == name.as_bytes() => kv.mod_revision,
+        Some(_) => return Ok(None),
+    };
     let lease = meta.lease_grant(pb::LeaseGrantRequest { ttl: LEADER_TTL_SECONDS, id: 0 }).await?.id;
     let put = ops::put_leased(leader.clone(), Bytes::copy_from_slice(name.as_bytes()), lease);
-    let answer = meta.txn(ops::txn(vec![ops::created_at(leader, 0)], vec![put])).await;
+    let answer = meta.txn(ops::txn(vec![ops::modified_at(leader, seen)], vec![put])).await;
     match answer {
         Ok(answer) if answer.succeeded => Ok(Some(lease)),
         other => {

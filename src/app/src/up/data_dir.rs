@@ -17,6 +17,7 @@ use std::{
     fs::{self, File, TryLockError},
     io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,9 @@ use sharded_etcd_core::records::{Record, RecordError};
 use crate::files::{self, FileError};
 
 const LOCK: &str = "LOCK";
+/// How long the end of a killed process is waited for, and how often is looked.
+pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const LOCK_LOOK: Duration = Duration::from_millis(20);
 const STATE: &str = "topology.json";
 /// What may be in a folder that is otherwise empty: our lock, the rest of a first start, and what ext4 puts there.
 const NOT_FOREIGN: &[&str] = &[LOCK, "topology.json.tmp", "lost+found"];
@@ -270,7 +274,17 @@ fn lock(path: &Path) -> Result<File, DataDirError> {
         .truncate(false)
         .open(&lock)
         .map_err(FileError::of("open", &lock))?;
-    match file.try_lock() {
+    let started = Instant::now();
+    let locked = loop {
+        match file.try_lock() {
+            // A process that was killed a moment ago holds it until the system has closed its files.
+            Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(LOCK_LOOK)
+            }
+            outcome => break outcome,
+        }
+    };
+    match locked {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();
