@@ -18,7 +18,7 @@ use sharded_etcd_shard::{
 use tokio::net::TcpStream;
 
 use super::{
-    data_dir::{DataDir, Engine, Member, Ports, State},
+    data_dir::{DataDir, Engine, LOCK_LOOK, LOCK_PATIENCE, Member, Ports, State},
     etcd_children::{self, EtcdChild, EtcdError, EtcdMember, EtcdProgram},
 };
 
@@ -228,9 +228,18 @@ impl Engines {
                 config.quota_bytes = quota_bytes;
                 config.max_txn_ops = TXN_OPS_MAX;
                 config.max_request_bytes = REQUEST_BYTES_MAX;
-                let engine = Embedded::open(config)
-                    .await
-                    .map_err(|source| OpenError::Embedded { name: name.to_owned(), source })?;
+                let started = Instant::now();
+                let opened = loop {
+                    match Embedded::open(config.clone()).await {
+                        // The folder is ours: it is a process that was killed a moment ago that still holds it.
+                        Err(EngineError::Locked { .. }) if started.elapsed() < LOCK_PATIENCE => {
+                            tokio::time::sleep(LOCK_LOOK).await;
+                        }
+                        outcome => break outcome,
+                    }
+                };
+                let engine =
+                    opened.map_err(|source| OpenError::Embedded { name: name.to_owned(), source })?;
                 Ok((Running::Embedded(Arc::clone(&engine)), engine))
             }
             Backend::Etcd(program) => {

@@ -56,6 +56,8 @@ use crate::{
 
 /// Name of the proxy and the shard manager in this process; there is one such process for a data folder.
 const NAME: &str = "up";
+/// How long a range that was moved stays where it is: shorter than in a cluster, as somebody looks on here.
+const SETTLE: Duration = Duration::from_secs(5);
 /// How often is looked for shards that have left.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
 /// A new topology that could not be run, for example as the disk was full, is tried again after so many looks.
@@ -230,12 +232,10 @@ impl Up {
         match started {
             Ok((proxy, checked)) => {
                 let topology = watch::Sender::new(Arc::new(desired.topology.clone()));
-                let manager = Manager::start(ManagerOptions::new(
-                    Arc::clone(&line),
-                    Arc::clone(&checked),
-                    topology.subscribe(),
-                    NAME,
-                ));
+                let manager = Manager::start(ManagerOptions {
+                    settle: SETTLE,
+                    ..ManagerOptions::new(Arc::clone(&line), Arc::clone(&checked), topology.subscribe(), NAME)
+                });
                 let (told, stop) = (Vec::new(), CancellationToken::new());
                 tokio::spawn(progress::show(Arc::clone(manager.progress()), Arc::clone(&line), stop.clone()));
                 let pending = None;

@@ -9,4 +9,5 @@ mod bad_requests;
 mod bad_starts;
 mod clients;
 mod harness;
+mod rebalance;
 mod two_proxies;
