@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod durability;
+mod kill;
 mod kv;
 mod lease;
 mod serve;
