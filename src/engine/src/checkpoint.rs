@@ -6,7 +6,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, BufReader, BufWriter, Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -21,10 +21,16 @@ use crate::{
 pub const FORMAT: u32 = 1;
 
 const MAGIC: &[u8; 8] = b"SETCDCKP";
+/// Magic, format, cluster id and sequence number; their checksum follows.
+const HEADER_BYTES: usize = 8 + 4 + 8 + 8;
 /// The file is synced each time this much was written: one large sync at the end would make those of the log wait.
 const SYNC_BYTES: u64 = 8 << 20;
 /// A block is closed once it has this many bytes.
 const BLOCK_BYTES: usize = 256 * 1024;
+/// No block is larger: one key and one value of the largest size, with room.
+const BLOCK_BYTES_MAX: usize = 1 << 30;
+/// What a version takes beside its value, at most.
+const VERSION_BYTES: usize = 8 + 4 + 8 + 10 + 8 + 10;
 
 const BLOCK_META: u8 = 1;
 const BLOCK_KEYS: u8 = 2;
@@ -94,7 +100,7 @@ fn write_file(path: &Path, cluster_id: u64, sequence: u64, store: &Store) -> io:
     }
     out.block(&block)?;
 
-    let mut keys = 0u64;
+    let mut parts = 0u64;
     let begin = |block: &mut Vec<u8>| {
         block.clear();
         block.put_u8(BLOCK_KEYS);
@@ -108,27 +114,38 @@ fn write_file(path: &Path, cluster_id: u64, sequence: u64, store: &Store) -> io:
             next = version.previous();
             chain.push(version);
         }
-        block.put_bytes(key);
-        block.put_varint(chain.len() as u64);
-        for version in chain.iter().rev() {
-            block.put_i64(version.mod_revision);
-            block.put_u32(version.sub);
-            block.put_i64(version.create_revision);
-            block.put_varint(version.version as u64);
-            block.put_i64(version.lease);
-            block.put_bytes(&version.value);
-        }
-        keys += 1;
-        if block.len() >= BLOCK_BYTES {
-            out.block(&block)?;
-            begin(&mut block);
+        // A long history goes on in the next block, under the same key.
+        let mut oldest_first = chain.iter().rev().peekable();
+        while oldest_first.peek().is_some() {
+            block.put_bytes(key);
+            let mut room = BLOCK_BYTES.saturating_sub(block.len());
+            let part: Vec<_> = std::iter::from_fn(|| {
+                let version = oldest_first.next_if(|_| room > 0)?;
+                room = room.saturating_sub(version.value.len() + VERSION_BYTES);
+                Some(version)
+            })
+            .collect();
+            block.put_varint(part.len() as u64);
+            for version in part {
+                block.put_i64(version.mod_revision);
+                block.put_u32(version.sub);
+                block.put_i64(version.create_revision);
+                block.put_varint(version.version as u64);
+                block.put_i64(version.lease);
+                block.put_bytes(&version.value);
+            }
+            parts += 1;
+            if block.len() >= BLOCK_BYTES {
+                out.block(&block)?;
+                begin(&mut block);
+            }
         }
     }
     out.block(&block)?;
 
     block.clear();
     block.put_u8(BLOCK_END);
-    block.put_u64(keys);
+    block.put_u64(parts);
     out.block(&block)?;
     let file = out.file.into_inner().map_err(|error| error.into_error())?;
     file.sync_all()?;
@@ -191,71 +208,107 @@ pub fn load(dir: &Path, cluster_id: u64) -> Result<Loaded, WalError> {
             log: EventLog::new(FIRST_EVENT_REVISION),
         });
     };
-    let file = std::fs::read(&path).map_err(WalError::io("read", &path))?;
-    let (store, log) = read_file(&file, &path, cluster_id, sequence)?;
-    Ok(Loaded { sequence, file_bytes: file.len() as u64, store, log })
+    let mut reader = Reader::open(&path)?;
+    let (store, log) = reader.store(cluster_id, sequence)?;
+    Ok(Loaded { sequence, file_bytes: reader.offset, store, log })
 }
 
-fn read_file(
-    file: &[u8],
-    path: &Path,
-    cluster_id: u64,
-    sequence: u64,
-) -> Result<(Store, EventLog), WalError> {
-    let corrupt =
-        |offset: usize, reason| WalError::Corrupt { path: path.to_owned(), offset: offset as u64, reason };
-    const HEADER_BYTES: usize = 8 + 4 + 8 + 8;
-    if !file.starts_with(MAGIC) {
-        return Err(corrupt(0, "this is no checkpoint"));
+/// Reads a checkpoint block by block.
+struct Reader<'a> {
+    path: &'a Path,
+    file: BufReader<File>,
+    /// Where the next block starts.
+    offset: u64,
+}
+
+impl<'a> Reader<'a> {
+    fn open(path: &'a Path) -> Result<Self, WalError> {
+        let file = File::open(path).map_err(WalError::io("open", path))?;
+        Ok(Self { path, file: BufReader::with_capacity(1 << 20, file), offset: 0 })
     }
-    let mut header = Decoder::new(&file[MAGIC.len()..]);
-    let format = header.u32().map_err(|_| corrupt(0, "the header is too short"))?;
-    if format > FORMAT {
-        return Err(WalError::Newer { path: path.to_owned(), found: format });
+
+    fn corrupt(&self, reason: &'static str) -> WalError {
+        WalError::Corrupt { path: self.path.to_owned(), offset: self.offset, reason }
     }
-    let mut read =
-        || -> Result<(u64, u64, u32), Malformed> { Ok((header.u64()?, header.u64()?, header.u32()?)) };
-    let (found_cluster, found_sequence, crc) = read().map_err(|_| corrupt(0, "the header is too short"))?;
-    if crc != crc32fast::hash(&file[..HEADER_BYTES]) {
-        return Err(corrupt(0, "the header's checksum is wrong"));
+
+    /// The next `len` bytes; the offset stays where the block begins.
+    fn bytes(&mut self, len: usize) -> Result<Vec<u8>, WalError> {
+        let mut bytes = Vec::new();
+        let read = (&mut self.file)
+            .take(len as u64)
+            .read_to_end(&mut bytes)
+            .map_err(WalError::io("read", self.path))?;
+        if read == len { Ok(bytes) } else { Err(self.corrupt("the file ends too early")) }
     }
-    if found_cluster != cluster_id {
-        return Err(WalError::Foreign { path: path.to_owned(), found: found_cluster, expected: cluster_id });
-    }
-    if found_sequence != sequence {
-        return Err(corrupt(0, "the name and the header disagree"));
-    }
-    let mut offset = HEADER_BYTES + 4;
-    let mut restore: Option<Restore> = None;
-    let mut keys = 0u64;
-    loop {
-        let block = next_block(file, offset).map_err(|reason| corrupt(offset, reason))?;
-        let mut input = Decoder::new(block);
-        let malformed = |_: Malformed| corrupt(offset, "a block is malformed");
-        match (input.u8().map_err(malformed)?, restore.as_mut()) {
-            (BLOCK_META, None) => restore = Some(read_meta(&mut input).map_err(malformed)?),
-            (BLOCK_KEYS, Some(restore)) => keys += read_keys(&mut input, restore).map_err(malformed)?,
-            (BLOCK_END, Some(_)) => {
-                if input.u64().map_err(malformed)? != keys {
-                    return Err(corrupt(offset, "keys are missing"));
-                }
-                break;
-            }
-            _ => return Err(corrupt(offset, "a block is unknown or at the wrong place")),
+
+    fn header(&mut self, cluster_id: u64, sequence: u64) -> Result<(), WalError> {
+        let bytes = self.bytes(HEADER_BYTES + 4)?;
+        if !bytes.starts_with(MAGIC) {
+            return Err(self.corrupt("this is no checkpoint"));
         }
-        offset += 8 + block.len();
+        let mut input = Decoder::new(&bytes[MAGIC.len()..]);
+        let mut read = || -> Result<(u32, u64, u64, u32), Malformed> {
+            Ok((input.u32()?, input.u64()?, input.u64()?, input.u32()?))
+        };
+        let (format, found, found_sequence, crc) =
+            read().map_err(|_| self.corrupt("the header is too short"))?;
+        if format > FORMAT {
+            return Err(WalError::Newer { path: self.path.to_owned(), found: format });
+        }
+        if crc != crc32fast::hash(&bytes[..HEADER_BYTES]) {
+            return Err(self.corrupt("the header's checksum is wrong"));
+        }
+        if found != cluster_id {
+            return Err(WalError::Foreign { path: self.path.to_owned(), found, expected: cluster_id });
+        }
+        if found_sequence != sequence {
+            return Err(self.corrupt("the name and the header disagree"));
+        }
+        self.offset += bytes.len() as u64;
+        Ok(())
     }
-    restore.map(Restore::finish).ok_or_else(|| corrupt(offset, "the checkpoint is empty"))
-}
 
-fn next_block(file: &[u8], offset: usize) -> Result<&[u8], &'static str> {
-    let mut input = Decoder::new(file.get(offset..).unwrap_or_default());
-    let mut read = || -> Result<(u32, &[u8]), Malformed> {
-        let len = input.u32()? as usize;
-        Ok((input.u32()?, input.raw(len)?))
-    };
-    let (crc, block) = read().map_err(|_| "the file ends too early")?;
-    if crc32fast::hash(block) == crc { Ok(block) } else { Err("a block's checksum is wrong") }
+    fn block(&mut self) -> Result<Vec<u8>, WalError> {
+        let head = self.bytes(8)?;
+        let mut input = Decoder::new(&head);
+        let mut read = || -> Result<(u32, u32), Malformed> { Ok((input.u32()?, input.u32()?)) };
+        let (len, crc) = read().map_err(|_| self.corrupt("the file ends too early"))?;
+        // A damaged length must not become an allocation of that size.
+        if len as usize > BLOCK_BYTES_MAX {
+            return Err(self.corrupt("a block's length is impossible"));
+        }
+        let block = self.bytes(len as usize)?;
+        if crc32fast::hash(&block) == crc {
+            Ok(block)
+        } else {
+            Err(self.corrupt("a block's checksum is wrong"))
+        }
+    }
+
+    fn store(&mut self, cluster_id: u64, sequence: u64) -> Result<(Store, EventLog), WalError> {
+        self.header(cluster_id, sequence)?;
+        let mut restore: Option<Restore> = None;
+        let mut parts = 0u64;
+        loop {
+            let block = self.block()?;
+            let mut input = Decoder::new(&block);
+            let malformed = |_: Malformed| self.corrupt("a block is malformed");
+            match (input.u8().map_err(malformed)?, restore.as_mut()) {
+                (BLOCK_META, None) => restore = Some(read_meta(&mut input).map_err(malformed)?),
+                (BLOCK_KEYS, Some(restore)) => parts += read_keys(&mut input, restore).map_err(malformed)?,
+                (BLOCK_END, Some(_)) => {
+                    if input.u64().map_err(malformed)? != parts {
+                        return Err(self.corrupt("keys are missing"));
+                    }
+                    self.offset += 8 + block.len() as u64;
+                    break;
+                }
+                _ => return Err(self.corrupt("a block is unknown or at the wrong place")),
+            }
+            self.offset += 8 + block.len() as u64;
+        }
+        restore.map(Restore::finish).ok_or_else(|| self.corrupt("the checkpoint is empty"))
+    }
 }
 
 fn read_meta(input: &mut Decoder<'_>) -> Result<Restore, Malformed> {
@@ -274,7 +327,7 @@ fn read_meta(input: &mut Decoder<'_>) -> Result<Restore, Malformed> {
 }
 
 fn read_keys(input: &mut Decoder<'_>, restore: &mut Restore) -> Result<u64, Malformed> {
-    let mut keys = 0;
+    let mut parts = 0;
     while !input.is_empty() {
         let key = input.owned_bytes()?;
         let count = input.varint()?;
@@ -290,7 +343,7 @@ fn read_keys(input: &mut Decoder<'_>, restore: &mut Restore) -> Result<u64, Malf
             });
         }
         restore.chain(key, versions);
-        keys += 1;
+        parts += 1;
     }
-    Ok(keys)
+    Ok(parts)
 }

@@ -57,3 +57,29 @@ fn a_newer_checkpoint_replaces_the_older_and_a_half_written_one_does_not_count()
     let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["checkpoint-0000000000000009.db"]);
 }
+
+#[test]
+fn a_long_history_is_stored_over_several_blocks() {
+    let mut store = Store::default();
+    for n in 0..3000 {
+        let mut write = store.write();
+        write.put(b"hot", &[n as u8; 1000], 0);
+        write.put(format!("cold-{n}").as_bytes(), b"", 0);
+        write.end();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 1, 1, &store).unwrap();
+    let loaded = load(dir.path(), 1).unwrap();
+    let chain = |store: &Store| {
+        let mut versions = Vec::new();
+        let mut next = store.get(b"hot").cloned();
+        while let Some(version) = next {
+            versions.push((version.mod_revision, version.version, version.value.clone()));
+            next = version.previous();
+        }
+        versions
+    };
+    assert_eq!(chain(&loaded.store).len(), 3000);
+    assert_eq!(chain(&loaded.store), chain(&store));
+    assert_eq!(loaded.log.last_revision(), 3001);
+}

@@ -339,9 +339,9 @@ impl Restore {
         self.store.leases.insert(id, Lease { ttl, keys: OrdSet::new() });
     }
 
-    /// Adds a key with its versions, oldest first; at least one.
+    /// Adds versions of a key, oldest first; newer ones of the same key may follow.
     pub fn chain(&mut self, key: Bytes, versions: Vec<super::version::StoredVersion>) {
-        let mut head: Option<Arc<Version>> = None;
+        let mut head = self.store.index.get(&key).map(|slot| Arc::clone(&slot.head));
         for fields in versions {
             let version = Arc::new(Version::restored(key.clone(), fields, head.take()));
             self.store.size_in_use += version.size();
@@ -350,19 +350,22 @@ impl Restore {
             }
             head = Some(version);
         }
-        let Some(head) = head else { return };
-        if head.is_live()
-            && head.lease != 0
-            && let Some(lease) = self.store.leases.get_mut(&head.lease)
-        {
-            lease.keys.insert(key.clone());
+        if let Some(head) = head {
+            self.store.index.insert(key, Slot::new(head));
         }
-        self.store.index.insert(key, Slot::new(head));
     }
 
     /// The store and its history from the compaction on.
     pub fn finish(mut self) -> (Store, EventLog) {
         self.store.size = self.store.size_in_use;
+        for (key, slot) in &self.store.index {
+            if slot.is_live()
+                && slot.head.lease != 0
+                && let Some(lease) = self.store.leases.get_mut(&slot.head.lease)
+            {
+                lease.keys.insert(key.clone());
+            }
+        }
         let first = self.store.compact_revision.max(FIRST_EVENT_REVISION);
         let mut log = EventLog::new(first);
         self.history.sort_unstable_by_key(|version| (version.mod_revision, version.sub));
