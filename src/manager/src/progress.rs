@@ -11,7 +11,7 @@ use serde::Serialize;
 use sharded_etcd_core::{
     keyspace::{KeyRange, Rid, ShardIx},
     moves::Observation,
-    records::{CursorStage, MovePhase},
+    records::{ClaimState, CursorStage, MovePhase},
 };
 use tokio::sync::watch;
 
@@ -129,13 +129,9 @@ impl Progress {
 
     pub(crate) fn seen(&self, seen: &Observation) {
         let Some(record) = seen.record.as_ref().map(|r| &r.value) else { return };
-        let cursor = seen.destination.cursor.as_ref().map(|c| &c.value.stage);
-        let closed = seen
-            .source
-            .claims
-            .value
-            .of(&record.rid)
-            .is_some_and(|c| matches!(c.state, sharded_etcd_core::records::ClaimState::Closed(_)));
+        let cursor = seen.destination.as_ref().and_then(|d| d.cursor.as_ref()).map(|c| &c.value.stage);
+        let claim = seen.source.as_ref().and_then(|s| s.claims.value.of(&record.rid));
+        let closed = claim.is_some_and(|c| matches!(c.state, ClaimState::Closed(_)));
         let phase = match (record.phase, cursor) {
             (MovePhase::Aborting, _) => "abort",
             (MovePhase::Flipped, _) => "purge",

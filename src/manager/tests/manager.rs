@@ -20,18 +20,17 @@ fn topology(shards: u32, pins: &[(&str, i64)]) -> Arc<Topology> {
     let mut draft = Draft::new("demo", shards);
     draft.pins = pins
         .iter()
-        .map(|(prefix, shard)| DraftPin { prefix: bytes::Bytes::copy_from_slice(prefix.as_bytes()), shard: *shard })
+        .map(|(prefix, shard)| DraftPin {
+            prefix: bytes::Bytes::copy_from_slice(prefix.as_bytes()),
+            shard: *shard,
+        })
         .collect();
     Arc::new(validate(draft).unwrap())
 }
 
 fn options(world: &World, topology: &watch::Sender<Arc<Topology>>, name: &str) -> ManagerOptions {
-    let mut options = ManagerOptions::new(
-        Arc::clone(&world.line),
-        Arc::clone(&world.shards),
-        topology.subscribe(),
-        name,
-    );
+    let mut options =
+        ManagerOptions::new(Arc::clone(&world.line), Arc::clone(&world.shards), topology.subscribe(), name);
     options.interval = Duration::from_millis(50);
     options.drain_history_max = Duration::from_millis(200);
     options.settle = Duration::ZERO;
@@ -65,11 +64,16 @@ async fn shards_come_and_go_under_writes() {
     let writers: Vec<_> = ["a", "b", "x"]
         .into_iter()
         .enumerate()
-        .map(|(i, prefix)| tokio::spawn(Arc::clone(&client).run(prefix, i as u64 + 1, 1500, Arc::clone(&stop))))
+        .map(|(i, prefix)| {
+            tokio::spawn(Arc::clone(&client).run(prefix, i as u64 + 1, 1500, Arc::clone(&stop)))
+        })
         .collect();
     until(&manager, "three balanced shards", settled(3)).await;
     for shard in 0..3 {
-        assert!(world.line.cut().map.owns_any(sharded_etcd_core::keyspace::ShardIx(shard)), "shard {shard} is empty");
+        assert!(
+            world.line.cut().map.owns_any(sharded_etcd_core::keyspace::ShardIx(shard)),
+            "shard {shard} is empty"
+        );
     }
     world.add_engine("shard-3").await;
     world.add_engine("shard-4").await;

@@ -2,7 +2,7 @@
 
 use crate::records::{Claim, ClaimState, CursorStage, FENCE_OPEN, MovePhase, MoveRecord, fence_closed_by};
 
-use super::{Effect, Observation, Place, Session};
+use super::{DestinationView, Effect, Observation, Place, Session, SourceView};
 
 /// What an executor does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub enum Step {
     GiveUp(String),
     /// Nothing can be done now, for this reason; look again later.
     Wait(String),
+    /// Nothing can be done before this place can be reached again.
+    Unreachable(Place),
     /// There is no such move (any more).
     Done,
 }
@@ -41,6 +43,7 @@ pub fn decide(seen: &Observation, session: &Session) -> Step {
     let Some(stored) = &seen.record else { return Step::Done };
     let record = &stored.value;
     match record.phase {
+        // The decision is in meta alone, and needs no shard: that may be what the move is given up for.
         MovePhase::Copying if session.give_up.is_some() => Step::Do(Effect::Abort),
         MovePhase::Copying => copying(seen, session, record),
         MovePhase::Flipped => flipped(seen, session, record),
@@ -48,34 +51,55 @@ pub fn decide(seen: &Observation, session: &Session) -> Step {
     }
 }
 
+/// What the fence of the source says.
+enum Fence {
+    Open,
+    /// By this move, at this local revision.
+    Closed(i64),
+    Other,
+}
+
+fn fence(source: &SourceView, record: &MoveRecord) -> Fence {
+    match &source.fence {
+        Some(f) if f.value == FENCE_OPEN => Fence::Open,
+        Some(f) if f.value == fence_closed_by(&record.id) => Fence::Closed(f.modified),
+        _ => Fence::Other,
+    }
+}
+
 fn copying(seen: &Observation, session: &Session, record: &MoveRecord) -> Step {
-    let fence = seen.source.fence.as_ref();
-    let open = fence.is_some_and(|f| f.value == FENCE_OPEN);
-    let closed_at = fence.filter(|f| f.value == fence_closed_by(&record.id)).map(|f| f.modified);
-    if seen.map.owner != Some(record.from) || (!open && closed_at.is_none()) {
+    let Some(source) = &seen.source else { return Step::Unreachable(Place::Source) };
+    let fence = fence(source, record);
+    if seen.map.owner != Some(record.from) || matches!(fence, Fence::Other) {
         // Not by this protocol. An abort touches only what is this move's own.
         return give_up("the range is not, or no longer, the source's to give");
     }
-    let Some(cursor) = &seen.destination.cursor else {
-        return match closed_at {
-            None => open_destination(seen, session, record),
-            Some(_) => give_up("the source was closed before the destination was opened"),
+    let Some(destination) = &seen.destination else {
+        return match fence {
+            Fence::Closed(_) => give_up("the destination cannot be reached while writers wait"),
+            _ => Step::Unreachable(Place::Destination),
         };
     };
-    match (&cursor.value.stage, closed_at) {
-        (CursorStage::Sealed { revision }, Some(at)) if at == *revision => {
+    let Some(cursor) = &destination.cursor else {
+        return match fence {
+            Fence::Closed(_) => give_up("the source was closed before the destination was opened"),
+            _ => open_destination(source, destination, session, record),
+        };
+    };
+    match (&cursor.value.stage, fence) {
+        (CursorStage::Sealed { revision }, Fence::Closed(at)) if at == *revision => {
             Step::Do(Effect::Flip { from_local: at, to_local: cursor.modified })
         }
-        (CursorStage::Copy { .. }, None) => Step::Work(Work::Copy),
-        (CursorStage::Tail { .. }, None) if !session.ready_to_close => Step::Work(Work::Tail),
-        (CursorStage::Tail { .. }, None) => {
-            match seen.source.claims.value.other_on(&record.range, &record.rid) {
+        (CursorStage::Copy { .. }, Fence::Open) => Step::Work(Work::Copy),
+        (CursorStage::Tail { .. }, Fence::Open) if !session.ready_to_close => Step::Work(Work::Tail),
+        (CursorStage::Tail { .. }, Fence::Open) => {
+            match source.claims.value.other_on(&record.range, &record.rid) {
                 None => Step::Do(Effect::Close),
                 // Closing the fence would not stop who writes by the other one's.
                 Some(other) => Step::Wait(in_the_way("source", other)),
             }
         }
-        (CursorStage::Tail { revision, sub }, Some(at)) if session.closed_at == Some(at) => {
+        (CursorStage::Tail { revision, sub }, Fence::Closed(at)) if session.closed_at == Some(at) => {
             let passed = *revision > at && *sub == 0;
             if session.drained && passed {
                 Step::Do(Effect::Seal { closed_at: at })
@@ -84,7 +108,7 @@ fn copying(seen: &Observation, session: &Session, record: &MoveRecord) -> Step {
             }
         }
         // Closed by an executor that is gone, nobody knows how long ago: writers wait, so it is given up.
-        (CursorStage::Tail { .. } | CursorStage::Copy { .. }, Some(_)) => {
+        (CursorStage::Tail { .. } | CursorStage::Copy { .. }, _) => {
             give_up("its executor was lost while writers waited")
         }
         (CursorStage::Void, _) => give_up("the destination's copy was dropped"),
@@ -94,53 +118,69 @@ fn copying(seen: &Observation, session: &Session, record: &MoveRecord) -> Step {
     }
 }
 
-fn open_destination(seen: &Observation, session: &Session, record: &MoveRecord) -> Step {
-    if let Some(other) = seen.source.claims.value.other_on(&record.range, &record.rid) {
+fn open_destination(
+    source: &SourceView,
+    destination: &DestinationView,
+    session: &Session,
+    record: &MoveRecord,
+) -> Step {
+    if let Some(other) = source.claims.value.other_on(&record.range, &record.rid) {
         return Step::Wait(in_the_way("source", other));
     }
-    if let Some(other) = seen.destination.claims.value.other_on(&record.range, &record.new_rid) {
+    if let Some(other) = destination.claims.value.other_on(&record.range, &record.new_rid) {
         return Step::Wait(in_the_way("destination", other));
     }
     Step::Do(Effect::Open { copy_at: session.copy_at })
 }
 
 fn flipped(seen: &Observation, session: &Session, record: &MoveRecord) -> Step {
-    let fence = seen.source.fence.as_ref();
-    if seen.source.purge.is_some() {
-        return if session.purged {
-            Step::Do(Effect::PurgedSource)
-        } else {
-            Step::Work(Work::Purge(Place::Source))
-        };
+    let Some(source) = &seen.source else { return Step::Unreachable(Place::Source) };
+    if source.purge.is_some() {
+        return purge_or(session, Place::Source, Effect::PurgedSource);
     }
-    if fence.is_some_and(|f| f.value == fence_closed_by(&record.id)) {
+    if let Fence::Closed(_) = fence(source, record) {
         return Step::Do(Effect::PurgeSource);
     }
-    if seen.destination.cursor.is_some() {
-        return Step::Do(Effect::ForgetCursor);
-    }
-    Step::Do(Effect::Forget)
+    forget(seen)
 }
 
 fn aborting(seen: &Observation, session: &Session, record: &MoveRecord) -> Step {
-    let void = matches!(&seen.destination.cursor, Some(c) if c.value.stage == CursorStage::Void);
+    // The source first: its writers wait. A void cursor tells that it has been released.
+    let void = matches!(
+        &seen.destination,
+        Some(DestinationView { cursor: Some(c), .. }) if c.value.stage == CursorStage::Void
+    );
+    if !void && !session.voided && !session.released {
+        match &seen.source {
+            None => return Step::Unreachable(Place::Source),
+            Some(source) if !matches!(fence(source, record), Fence::Other) => {
+                return Step::Do(Effect::Release);
+            }
+            Some(_) => {}
+        }
+    }
+    let Some(destination) = &seen.destination else { return Step::Unreachable(Place::Destination) };
     if !void && !session.voided {
-        // The source first: its writers wait. A void cursor tells that it has been released.
-        let fence = seen.source.fence.as_ref().map(|f| &f.value);
-        let ours = fence.is_some_and(|f| f == FENCE_OPEN || *f == fence_closed_by(&record.id));
-        return Step::Do(if ours && !session.released { Effect::Release } else { Effect::Void });
+        return Step::Do(Effect::Void);
     }
-    if seen.destination.purge.is_some() {
-        return if session.purged {
-            Step::Do(Effect::PurgedDestination)
-        } else {
-            Step::Work(Work::Purge(Place::Destination))
-        };
+    if destination.purge.is_some() {
+        return purge_or(session, Place::Destination, Effect::PurgedDestination);
     }
-    if seen.destination.cursor.is_some() {
-        return Step::Do(Effect::ForgetCursor);
+    forget(seen)
+}
+
+/// Purges, and when that is done, says so.
+fn purge_or(session: &Session, place: Place, purged: Effect) -> Step {
+    if session.purged { Step::Do(purged) } else { Step::Work(Work::Purge(place)) }
+}
+
+/// Nothing is left but the move's own records.
+fn forget(seen: &Observation) -> Step {
+    match &seen.destination {
+        None => Step::Unreachable(Place::Destination),
+        Some(destination) if destination.cursor.is_some() => Step::Do(Effect::ForgetCursor),
+        Some(_) => Step::Do(Effect::Forget),
     }
-    Step::Do(Effect::Forget)
 }
 
 fn give_up(why: &str) -> Step {
@@ -150,7 +190,7 @@ fn give_up(why: &str) -> Step {
 fn in_the_way(place: &str, other: &Claim) -> String {
     let what = match &other.state {
         ClaimState::Open => "owns an overlapping range".to_owned(),
-        ClaimState::Opening(_) => "is being split or merged there".to_owned(),
+        ClaimState::Opening(_) => "is splitting or merging an overlapping range".to_owned(),
         ClaimState::Closed(id) => format!("has an overlapping range closed by move {id}"),
         ClaimState::Importing(id) => format!("is being filled there by move {id}"),
         ClaimState::Purging => "still deletes an earlier copy".to_owned(),

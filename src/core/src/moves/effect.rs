@@ -3,12 +3,12 @@
 use bytes::Bytes;
 use sharded_etcd_etcd_api::messages as pb;
 
-use super::{Observation, Session, Stored, ops};
+use super::{DestinationView, Observation, Session, Stored, ops};
 use crate::{
     keyspace::KeyRange,
     line::{Entry, Flip},
     records::{
-        self, ClaimState, Cursor, CursorStage, FENCE_OPEN, MapRecord, MovePhase, MoveRecord, Record,
+        self, ClaimState, Claims, Cursor, CursorStage, FENCE_OPEN, MapRecord, MovePhase, MoveRecord, Record,
         claims_key, cursor_key, fence_closed_by, fence_key, move_key, override_range, purge_key,
     },
 };
@@ -112,23 +112,30 @@ impl Effect {
         "forget",
     ];
 
-    /// The Txn, guarded by everything that was observed where it goes; `None` if there is no such move.
+    /// The Txn, guarded by everything that was observed where it goes; `None` if there is no such move, or nothing was
+    /// observed there.
     pub fn txn(&self, seen: &Observation) -> Option<pb::TxnRequest> {
         let stored = seen.record.as_ref()?;
         let record = &stored.value;
-        let writes = self.writes(seen, record);
+        let writes = self.writes(seen, record)?;
         let mut compare = match self.place() {
             Place::Meta => vec![ops::modified_at(move_key(&record.rid), stored.modified)],
-            Place::Source => vec![
-                ops::modified_at(claims_key(), seen.source.claims.modified),
-                ops::modified_at(fence_key(&record.rid), modified(&seen.source.fence)),
-                ops::modified_at(purge_key(&record.rid), seen.source.purge.unwrap_or(0)),
-            ],
-            Place::Destination => vec![
-                ops::modified_at(claims_key(), seen.destination.claims.modified),
-                ops::modified_at(cursor_key(&record.id), modified(&seen.destination.cursor)),
-                ops::modified_at(purge_key(&record.new_rid), seen.destination.purge.unwrap_or(0)),
-            ],
+            Place::Source => {
+                let source = seen.source.as_ref()?;
+                vec![
+                    ops::modified_at(claims_key(), source.claims.modified),
+                    ops::modified_at(fence_key(&record.rid), modified(&source.fence)),
+                    ops::modified_at(purge_key(&record.rid), source.purge.unwrap_or(0)),
+                ]
+            }
+            Place::Destination => {
+                let destination = seen.destination.as_ref()?;
+                vec![
+                    ops::modified_at(claims_key(), destination.claims.modified),
+                    ops::modified_at(cursor_key(&record.id), modified(&destination.cursor)),
+                    ops::modified_at(purge_key(&record.new_rid), destination.purge.unwrap_or(0)),
+                ]
+            }
         };
         match self {
             Self::Open { .. } => {
@@ -156,35 +163,23 @@ impl Effect {
         Some(ops::txn(compare, success))
     }
 
-    fn writes(&self, seen: &Observation, record: &MoveRecord) -> Vec<Write> {
-        let (id, rid, new_rid, range) = (&record.id, &record.rid, &record.new_rid, &record.range);
-        let cursor = |copy_at, stage| Write::Put(cursor_key(id), Cursor { copy_at, stage }.encode());
-        let source_claims =
-            |state| Write::Put(claims_key(), seen.source.claims.value.with(range, rid, state).encode());
-        let destination_claims = |state| {
-            Write::Put(claims_key(), seen.destination.claims.value.with(range, new_rid, state).encode())
-        };
-        let copy_at = seen.destination.cursor.as_ref().map_or(0, |c| c.value.copy_at);
+    /// What it writes; `None` if that depends on a place that was not observed.
+    fn writes(&self, seen: &Observation, record: &MoveRecord) -> Option<Vec<Write>> {
+        match self.place() {
+            Place::Meta => Some(self.writes_in_meta(seen, record)),
+            Place::Source => Some(self.writes_on_source(&seen.source.as_ref()?.claims.value, record)),
+            Place::Destination => Some(self.writes_on_destination(seen.destination.as_ref()?, record)),
+        }
+    }
+
+    fn writes_in_meta(&self, seen: &Observation, record: &MoveRecord) -> Vec<Write> {
         match self {
-            Self::Open { copy_at } => vec![
-                destination_claims(ClaimState::Importing(id.clone())),
-                cursor(*copy_at, CursorStage::Copy { next: range.start.clone() }),
-            ],
-            Self::Close => vec![
-                Write::Put(fence_key(rid), fence_closed_by(id)),
-                source_claims(ClaimState::Closed(id.clone())),
-            ],
-            Self::Seal { closed_at } => vec![
-                cursor(copy_at, CursorStage::Sealed { revision: *closed_at }),
-                Write::Put(fence_key(new_rid), Bytes::from_static(FENCE_OPEN)),
-                destination_claims(ClaimState::Open),
-            ],
             Self::Flip { from_local, to_local } => {
                 let flip = Flip {
-                    id: id.clone(),
-                    range: range.clone(),
-                    rid: rid.clone(),
-                    new_rid: new_rid.clone(),
+                    id: record.id.clone(),
+                    range: record.range.clone(),
+                    rid: record.rid.clone(),
+                    new_rid: record.new_rid.clone(),
                     from: record.from,
                     to: record.to,
                     from_local: *from_local,
@@ -197,39 +192,60 @@ impl Effect {
                 ]
             }
             Self::Abort => vec![put_record(record, MovePhase::Aborting)],
-            Self::Release => vec![
-                Write::Put(fence_key(rid), Bytes::from_static(FENCE_OPEN)),
-                source_claims(ClaimState::Open),
-            ],
-            Self::Void => {
-                let mut writes = vec![cursor(copy_at, CursorStage::Void), Write::Delete(fence_key(new_rid))];
-                if seen.destination.cursor.is_some() {
-                    writes.push(Write::Put(purge_key(new_rid), Bytes::from_static(b"void")));
-                    writes.push(destination_claims(ClaimState::Purging));
-                } else {
-                    // It never opened, so it holds nothing; the claims are put so that a late open does not match.
-                    writes.push(Write::Put(
-                        claims_key(),
-                        seen.destination.claims.value.without(new_rid).encode(),
-                    ));
-                }
-                writes
+            Self::Forget => vec![Write::Delete(move_key(&record.rid))],
+            _ => Vec::new(),
+        }
+    }
+
+    fn writes_on_source(&self, claims: &Claims, record: &MoveRecord) -> Vec<Write> {
+        let (id, rid, range) = (&record.id, &record.rid, &record.range);
+        let claim = |state| Write::Put(claims_key(), claims.with(range, rid, state).encode());
+        match self {
+            Self::Close => {
+                vec![Write::Put(fence_key(rid), fence_closed_by(id)), claim(ClaimState::Closed(id.clone()))]
+            }
+            Self::Release => {
+                vec![Write::Put(fence_key(rid), Bytes::from_static(FENCE_OPEN)), claim(ClaimState::Open)]
             }
             Self::PurgeSource => vec![
                 Write::Delete(fence_key(rid)),
                 Write::Put(purge_key(rid), Bytes::from_static(b"moved")),
-                source_claims(ClaimState::Purging),
+                claim(ClaimState::Purging),
             ],
-            Self::PurgedSource => vec![
-                Write::Delete(purge_key(rid)),
-                Write::Put(claims_key(), seen.source.claims.value.without(rid).encode()),
+            Self::PurgedSource => {
+                vec![Write::Delete(purge_key(rid)), Write::Put(claims_key(), claims.without(rid).encode())]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn writes_on_destination(&self, seen: &DestinationView, record: &MoveRecord) -> Vec<Write> {
+        let (id, rid, range, claims) = (&record.id, &record.new_rid, &record.range, &seen.claims.value);
+        let cursor = |copy_at, stage| Write::Put(cursor_key(id), Cursor { copy_at, stage }.encode());
+        let claim = |state| Write::Put(claims_key(), claims.with(range, rid, state).encode());
+        let no_claim = || Write::Put(claims_key(), claims.without(rid).encode());
+        let copy_at = seen.cursor.as_ref().map_or(0, |c| c.value.copy_at);
+        match self {
+            Self::Open { copy_at } => vec![
+                claim(ClaimState::Importing(id.clone())),
+                cursor(*copy_at, CursorStage::Copy { next: range.start.clone() }),
             ],
-            Self::PurgedDestination => vec![
-                Write::Delete(purge_key(new_rid)),
-                Write::Put(claims_key(), seen.destination.claims.value.without(new_rid).encode()),
+            Self::Seal { closed_at } => vec![
+                cursor(copy_at, CursorStage::Sealed { revision: *closed_at }),
+                Write::Put(fence_key(rid), Bytes::from_static(FENCE_OPEN)),
+                claim(ClaimState::Open),
             ],
+            // It never opened, or everything is deleted: the claims are put so that a late open does not match.
+            Self::Void if seen.cursor.is_none() => vec![no_claim()],
+            Self::Void => vec![
+                cursor(copy_at, CursorStage::Void),
+                Write::Delete(fence_key(rid)),
+                Write::Put(purge_key(rid), Bytes::from_static(b"void")),
+                claim(ClaimState::Purging),
+            ],
+            Self::PurgedDestination => vec![Write::Delete(purge_key(rid)), no_claim()],
             Self::ForgetCursor => vec![Write::Delete(cursor_key(id))],
-            Self::Forget => vec![Write::Delete(move_key(rid))],
+            _ => Vec::new(),
         }
     }
 }
@@ -270,8 +286,7 @@ impl Observation {
     /// had changed; what changes later elsewhere fails a later compare.
     pub fn after(&mut self, effect: &Effect, session: &mut Session, revision: i64) {
         let Some(record) = self.record.as_ref().map(|r| r.value.clone()) else { return };
-        let writes = effect.writes(self, &record);
-        for write in writes {
+        for write in effect.writes(self, &record).unwrap_or_default() {
             let (key, value) = match write {
                 Write::Put(key, value) => (key, Some(value)),
                 Write::Delete(key) => (key, None),
@@ -290,31 +305,34 @@ impl Observation {
 
     fn write(&mut self, place: Place, record: &MoveRecord, key: &Bytes, value: Option<Bytes>, revision: i64) {
         let stored = |value| Stored { value, modified: revision };
-        match place {
-            Place::Meta if *key == move_key(&record.rid) => {
+        match (place, &mut self.source, &mut self.destination) {
+            (Place::Meta, ..) if *key == move_key(&record.rid) => {
                 self.record = value.and_then(|v| MoveRecord::decode(&v).ok()).map(stored_with(revision));
             }
-            Place::Meta if key.as_ref() == records::MAP => {
+            (Place::Meta, ..) if key.as_ref() == records::MAP => {
                 self.map.modified = revision;
                 self.map.generation += 1;
             }
-            Place::Source if *key == fence_key(&record.rid) => self.source.fence = value.map(stored),
-            Place::Source if *key == purge_key(&record.rid) => self.source.purge = value.map(|_| revision),
-            Place::Source if *key == claims_key() => {
-                self.source.claims = decoded(value, revision);
+            (Place::Source, Some(source), _) if *key == fence_key(&record.rid) => {
+                source.fence = value.map(stored);
             }
-            Place::Destination if *key == fence_key(&record.new_rid) => {
-                self.destination.fence = value.map(stored)
+            (Place::Source, Some(source), _) if *key == purge_key(&record.rid) => {
+                source.purge = value.map(|_| revision);
             }
-            Place::Destination if *key == purge_key(&record.new_rid) => {
-                self.destination.purge = value.map(|_| revision);
+            (Place::Source, Some(source), _) if *key == claims_key() => {
+                source.claims = decoded(value, revision);
             }
-            Place::Destination if *key == claims_key() => {
-                self.destination.claims = decoded(value, revision);
+            (Place::Destination, _, Some(destination)) if *key == fence_key(&record.new_rid) => {
+                destination.fence = value.map(stored);
             }
-            Place::Destination if *key == cursor_key(&record.id) => {
-                self.destination.cursor =
-                    value.and_then(|v| Cursor::decode(&v).ok()).map(stored_with(revision));
+            (Place::Destination, _, Some(destination)) if *key == purge_key(&record.new_rid) => {
+                destination.purge = value.map(|_| revision);
+            }
+            (Place::Destination, _, Some(destination)) if *key == claims_key() => {
+                destination.claims = decoded(value, revision);
+            }
+            (Place::Destination, _, Some(destination)) if *key == cursor_key(&record.id) => {
+                destination.cursor = value.and_then(|v| Cursor::decode(&v).ok()).map(stored_with(revision));
             }
             _ => {}
         }

@@ -24,6 +24,8 @@ pub mod ops;
 mod reshape;
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 
 use bytes::Bytes;
@@ -54,10 +56,10 @@ pub struct Observation {
     pub record: Option<Stored<MoveRecord>>,
     /// The range map, folded at least up to its newest change.
     pub map: MapView,
-    /// The move's records on the source.
-    pub source: SourceView,
-    /// The move's records on the destination.
-    pub destination: DestinationView,
+    /// The move's records on the source; `None`: it could not be reached.
+    pub source: Option<SourceView>,
+    /// The move's records on the destination; `None`: it could not be reached.
+    pub destination: Option<DestinationView>,
 }
 
 /// What matters of the range map.

@@ -47,7 +47,7 @@ impl Mover<'_> {
             };
             let tail = matches!(stage, CursorStage::Tail { .. });
             self.import(&record, &mut cursor, batch, Cursor { copy_at, stage }).await?;
-            seen.destination.cursor = Some(cursor.clone());
+            note_cursor(seen, &cursor);
             self.context.failpoints.after("copy")?;
             if tail {
                 return Ok(());
@@ -146,7 +146,13 @@ pub(crate) fn history_gone(error: sharded_etcd_shard::ShardError, revision: i64)
 }
 
 pub(crate) fn record_and_cursor(seen: &Observation) -> Option<(MoveRecord, Stored<Cursor>)> {
-    Some((seen.record.as_ref()?.value.clone(), seen.destination.cursor.clone()?))
+    Some((seen.record.as_ref()?.value.clone(), seen.destination.as_ref()?.cursor.clone()?))
+}
+
+pub(crate) fn note_cursor(seen: &mut Observation, cursor: &Stored<Cursor>) {
+    if let Some(destination) = &mut seen.destination {
+        destination.cursor = Some(cursor.clone());
+    }
 }
 
 fn bytes<'a>(changes: impl Iterator<Item = &'a Change>) -> usize {

@@ -35,6 +35,9 @@ use crate::{
 use failpoint::Failpoints;
 use throttle::Throttle;
 
+/// Guards that may fail one after the other before the move is given up.
+const MISSES_MAX: u32 = 50;
+
 /// Bounds on one move.
 #[derive(Debug, Clone)]
 pub struct MoverOptions {
@@ -105,6 +108,8 @@ pub async fn run_move(context: &MoverContext, rid: &Rid, give_up: Option<String>
         stall: None,
         waiting_since: None,
         verify_failures: 0,
+        unreachable: None,
+        misses: 0,
     };
     let outcome = mover.run().await;
     context.progress.end(rid, &outcome, mover.phase);
@@ -141,6 +146,10 @@ pub(crate) struct Mover<'a> {
     stall: Option<Instant>,
     waiting_since: Option<Instant>,
     verify_failures: u32,
+    /// Why a shard could not be looked at.
+    unreachable: Option<ManagerError>,
+    /// Guards that did not match, one after the other.
+    misses: u32,
 }
 
 impl Mover<'_> {
@@ -159,36 +168,67 @@ impl Mover<'_> {
             loop {
                 session.copy_at = seen.record.as_ref().map_or(0, |r| self.context.line.cut().v(r.value.from));
                 self.note(&seen);
-                match decide(&seen, &session) {
+                let done = match decide(&seen, &session) {
                     Step::Done => return Ok(self.outcome()),
-                    Step::GiveUp(reason) => {
-                        tracing::warn!(rid = %self.rid, %reason, "move is given up");
-                        self.give_up = Some(reason.clone());
-                        session.give_up = Some(reason);
-                    }
+                    Step::GiveUp(reason) => Err(Interrupt::GiveUp(reason)),
                     Step::Wait(reason) => {
                         self.wait(&seen, reason).await;
                         break;
                     }
-                    Step::Do(effect) => {
-                        if !self.effect(&effect, &mut seen, &mut session).await? {
-                            break;
-                        }
+                    Step::Unreachable(_) => Err(self.cannot_reach()),
+                    Step::Do(effect) => self.effect(&effect, &mut seen, &mut session).await,
+                    Step::Work(work) => self.work(work, &mut seen, &mut session).await,
+                };
+                match done.map_err(|interrupt| self.in_favour_of_writers(interrupt)) {
+                    Ok(()) => self.misses = 0,
+                    Err(Interrupt::Lost) => {
+                        self.missed().await?;
+                        break;
                     }
-                    Step::Work(work) => match self.work(work, &mut seen, &mut session).await {
-                        Ok(()) => {}
-                        Err(Interrupt::Lost) => break,
-                        Err(Interrupt::GiveUp(reason)) => {
-                            tracing::warn!(rid = %self.rid, %reason, "move is given up");
-                            self.give_up = Some(reason.clone());
-                            session.give_up = Some(reason);
-                        }
-                        Err(Interrupt::Failed(error)) => return Err(error),
-                    },
+                    Err(Interrupt::GiveUp(reason)) => {
+                        tracing::warn!(rid = %self.rid, %reason, "move is given up");
+                        self.give_up = Some(reason);
+                        break;
+                    }
+                    Err(Interrupt::Failed(error)) => return Err(error),
                 }
             }
             kept = session;
         }
+    }
+
+    /// While the source is closed, whatever goes wrong ends the move: what is stored decides, an abort if it still can.
+    fn in_favour_of_writers(&self, interrupt: Interrupt) -> Interrupt {
+        match interrupt {
+            Interrupt::Failed(error @ ManagerError::Failpoint(_)) => Interrupt::Failed(error),
+            Interrupt::Failed(error) if self.stall.is_some() && self.give_up.is_none() => {
+                Interrupt::GiveUp(format!("while writers waited: {error}"))
+            }
+            other => other,
+        }
+    }
+
+    fn cannot_reach(&mut self) -> Interrupt {
+        // Without a failure it was not looked at: the decision to abort needs no shard, what follows from it does.
+        self.unreachable.take().map_or(Interrupt::Lost, Interrupt::Failed)
+    }
+
+    /// After a guard that did not match: another executor is at work, or something is as it never should be.
+    async fn missed(&mut self) -> Result<()> {
+        self.misses += 1;
+        if self.misses > MISSES_MAX {
+            self.misses = 0;
+            if self.phase == Some(MovePhase::Copying) && self.give_up.is_none() {
+                self.give_up =
+                    Some("its guards never match: the destination holds keys of the range already".into());
+                return Ok(());
+            }
+            return Err(ManagerError::Slow { what: "getting past a guard", ms: 0 });
+        }
+        if self.stall.is_none() {
+            tokio::time::sleep(Duration::from_millis(10) * self.misses).await;
+        }
+        Ok(())
     }
 
     fn outcome(&self) -> Outcome {
@@ -219,37 +259,30 @@ impl Mover<'_> {
         }
     }
 
-    /// Sends one effect; true if it was applied and is in `seen` now.
+    /// Sends one effect; then it is in `seen`.
     async fn effect(
         &mut self,
         effect: &Effect,
         seen: &mut Observation,
         session: &mut Session,
-    ) -> Result<bool> {
-        let Some(txn) = effect.txn(seen) else { return Ok(false) };
-        let Some(record) = seen.record.as_ref().map(|r| r.value.clone()) else { return Ok(false) };
+    ) -> std::result::Result<(), Interrupt> {
+        let Some(txn) = effect.txn(seen) else { return Err(Interrupt::Lost) };
+        let Some(record) = seen.record.as_ref().map(|r| r.value.clone()) else { return Err(Interrupt::Lost) };
         self.context.failpoints.before(effect.name())?;
         if *effect == Effect::Close {
             self.stall = Some(Instant::now());
         }
-        let answer = match self.send(effect.place(), &record, txn).await {
-            Err(ManagerError::Slow { .. }) if self.stall.is_some() && !matches!(effect, Effect::Close) => {
-                // Not known whether it was applied: what is stored decides, in favour of writers.
-                self.give_up.get_or_insert_with(|| format!("no answer to the {} in time", effect.name()));
-                return Ok(false);
-            }
-            answer => answer?,
-        };
+        let answer = self.send(effect.place(), &record, txn).await?;
         if !answer.succeeded {
             tracing::debug!(rid = %self.rid, step = effect.name(), "guard did not match; looking again");
-            return Ok(false);
+            return Err(Interrupt::Lost);
         }
         let revision = answer.header.map_or(0, |h| h.revision);
         tracing::info!(rid = %self.rid, step = effect.name(), revision, "move");
         seen.after(effect, session, revision);
         self.decided(effect, &record, revision).await?;
         self.context.failpoints.after(effect.name())?;
-        Ok(true)
+        Ok(())
     }
 
     /// What follows from a decision in meta.

@@ -1,8 +1,10 @@
 //! Reading what is stored of a move: meta, the shards, meta again.
 
+use std::{future::Future, sync::Arc, time::Duration};
+
 use bytes::Bytes;
 use sharded_etcd_core::{
-    keyspace::Rid,
+    keyspace::{Rid, ShardIx},
     moves::{DestinationView, MapView, Observation, Session, SourceView, Stored},
     records::{
         self, Claims, Cursor, MapRecord, MovePhase, MoveRecord, Record, claims_key, cursor_key, fence_key,
@@ -18,35 +20,58 @@ use crate::{ManagerError, error::Result};
 
 /// Tries to see meta unchanged over a read of the shards.
 const TRIES_MAX: usize = 20;
+/// Longest look at one shard.
+const SHARD_WAIT: Duration = Duration::from_secs(1);
 
 impl Mover<'_> {
     /// Reads everything that is stored of the move, see rule 3 of [`sharded_etcd_core::moves`].
-    pub(crate) async fn observe(&self, session: &Session) -> Result<Observation> {
+    pub(crate) async fn observe(&mut self, session: &Session) -> Result<Observation> {
         for _ in 0..TRIES_MAX {
             let (record, map) = self.observe_meta().await?;
-            let mut seen = Observation {
-                record,
-                map,
-                source: SourceView::default(),
-                destination: DestinationView::default(),
-            };
+            let mut seen = Observation { record, map, source: None, destination: None };
             let Some(stored) = seen.record.clone() else { return Ok(seen) };
             let record = &stored.value;
             if record.phase == MovePhase::Copying && session.give_up.is_some() {
                 // The decision to abort needs no shard, which may be what the move is given up for.
                 return Ok(seen);
             }
-            let (source, destination) = (self.shard(record.from).await?, self.shard(record.to).await?);
-            (seen.source, seen.destination) = tokio::try_join!(
-                observe_source(source.as_ref(), record),
-                observe_destination(destination.as_ref(), record)
-            )?;
+            let source =
+                self.look(record.from, |shard| async move { observe_source(shard.as_ref(), record).await });
+            let destination = self
+                .look(record.to, |shard| async move { observe_destination(shard.as_ref(), record).await });
+            let (source, destination) = tokio::join!(source, destination);
+            self.unreachable = None;
+            seen.source = self.reached(source)?;
+            seen.destination = self.reached(destination)?;
             let again = self.meta.range(get(move_key(self.rid))).await.map_err(ManagerError::Meta)?;
             if again.kvs.first().map(|kv| kv.mod_revision) == Some(stored.modified) {
                 return Ok(seen);
             }
         }
         Err(ManagerError::Slow { what: "seeing a move's record unchanged", ms: 0 })
+    }
+
+    /// Looks at one of the shards, but not for long: the writers of the other one may be waiting.
+    async fn look<T, F: Future<Output = Result<T>>>(
+        &self,
+        ix: ShardIx,
+        look: impl FnOnce(Arc<dyn Shard>) -> F,
+    ) -> Result<T> {
+        let looked = async { look(self.shard(ix).await?).await };
+        let slow = |_| ManagerError::Slow { what: "a look at a shard", ms: SHARD_WAIT.as_millis() };
+        tokio::time::timeout(SHARD_WAIT, looked).await.map_err(slow)?
+    }
+
+    /// `None`, with the reason kept, for a shard that cannot be reached.
+    fn reached<T>(&mut self, looked: Result<T>) -> Result<Option<T>> {
+        match looked {
+            Ok(seen) => Ok(Some(seen)),
+            Err(error @ (ManagerError::Shard(_) | ManagerError::Slow { .. })) => {
+                self.unreachable = Some(error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn observe_meta(&self) -> Result<(Option<Stored<MoveRecord>>, MapView)> {

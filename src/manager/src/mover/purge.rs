@@ -23,8 +23,8 @@ impl Mover<'_> {
     ) -> Result<(), Interrupt> {
         let Some(record) = seen.record.as_ref().map(|r| r.value.clone()) else { return Err(Interrupt::Lost) };
         let (ix, rid, guard) = match place {
-            Place::Source => (record.from, &record.rid, seen.source.purge),
-            _ => (record.to, &record.new_rid, seen.destination.purge),
+            Place::Source => (record.from, &record.rid, seen.source.as_ref().and_then(|s| s.purge)),
+            _ => (record.to, &record.new_rid, seen.destination.as_ref().and_then(|d| d.purge)),
         };
         let Some(guard) = guard else { return Err(Interrupt::Lost) };
         let shard = self.shard(ix).await?;

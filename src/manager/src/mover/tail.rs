@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::{
     Interrupt, Mover,
-    copy::{history_gone, record_and_cursor},
+    copy::{history_gone, note_cursor, record_and_cursor},
     read::read_override,
 };
 use crate::{ManagerError, error::Result as ManagerResult};
@@ -196,7 +196,7 @@ impl Mover<'_> {
             let behind = tail.last.0 + LAG_MAX < end && tail.pending.is_empty();
             tail.receive(if behind { EVENT_WAIT } else { Duration::ZERO }).await?;
             self.apply(&record, source.as_ref(), &mut tail, &mut cursor, false).await?;
-            seen.destination.cursor = Some(cursor.clone());
+            note_cursor(seen, &cursor);
             self.context.failpoints.after("tail")?;
             let end = self.context.line.cut().v(record.from);
             if !tail.pending.is_empty() || tail.last.0 + LAG_MAX < end {
@@ -265,7 +265,7 @@ impl Mover<'_> {
             tail.receive(EVENT_WAIT).await?;
         }
         self.apply(&record, source.as_ref(), &mut tail, &mut cursor, true).await?;
-        seen.destination.cursor = Some(cursor.clone());
+        note_cursor(seen, &cursor);
         if let Some(difference) = self.compare_keys(&record, upto, cursor.modified, &tail.changed).await? {
             return Err(Interrupt::GiveUp(format!("the copy differs after the close: {difference}")));
         }

@@ -195,6 +195,13 @@ impl World {
         let _ = self.shard(ix).await.lease_grant(pb::LeaseGrantRequest { id, ttl: 9_000_000_000 }).await;
     }
 
+    /// The end of a lease whose keys are deleted.
+    pub async fn end_lease(&self, id: i64) {
+        let mut success = vec![ops::delete(lease_key(id))];
+        success.push(ops::delete_range(&KeyRange::prefix(&records::lease_shadow_prefix(id))));
+        self.meta.txn(ops::txn(vec![], success)).await.unwrap();
+    }
+
     /// Nothing of moves, splits and merges is left anywhere.
     pub async fn assert_clean(&self, shards: u32) {
         let moves = KeyRange::prefix(records::MOVES_PREFIX);
