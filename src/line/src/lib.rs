@@ -12,6 +12,7 @@ mod error;
 mod follow;
 mod refresh;
 mod shards;
+mod waiters;
 
 use std::{
     sync::{Arc, atomic::AtomicI64},
@@ -26,6 +27,7 @@ use sharded_etcd_core::{
 use sharded_etcd_shard::Shard;
 use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use waiters::Until;
 
 pub use checkpoint::{CheckpointError, write_checkpoint};
 pub use cut::Cut;
@@ -59,6 +61,7 @@ pub struct Line {
     options: LineOptions,
     fold: RwLock<Fold>,
     cut: watch::Sender<Arc<Cut>>,
+    waiters: waiters::Waiters,
     appender: append::Appender,
     refresher: refresh::Refresher,
     /// Why the fold cannot go on; once set, nothing is served any more.
@@ -91,6 +94,7 @@ impl Line {
         let fold = follow::load(meta.as_ref()).await?;
         let line = Arc::new(Self {
             cut: watch::Sender::new(Arc::new(Cut::of(&fold))),
+            waiters: waiters::Waiters::default(),
             appender: append::Appender::new(fold.shards().len()),
             refresher: refresh::Refresher::default(),
             broken: watch::Sender::new(None),
@@ -110,6 +114,7 @@ impl Line {
     /// Stops following and appending; waits until the tasks are done.
     pub async fn close(&self) {
         self.shutdown.cancel();
+        self.waiters.give_up();
         self.tasks.close();
         self.tasks.wait().await;
     }
@@ -144,15 +149,10 @@ impl Line {
     /// # Errors
     /// [`LineError::Timeout`] if that takes longer than `wait_max`: the write is durable, its number is not known.
     pub async fn cover(&self, shard: ShardIx, local: i64) -> Result<Arc<Cut>, LineError> {
-        let mut cuts = self.cut.subscribe();
-        {
-            let cut = cuts.borrow_and_update();
-            if cut.covers(shard, local) {
-                return Ok(cut.clone());
-            }
+        if let Some(cut) = self.newest_if(|cut| cut.covers(shard, local)) {
+            return Ok(cut);
         }
-        self.appender.want(shard, local);
-        self.wait_for(&mut cuts, "a cut that covers a write", |cut| cut.covers(shard, local)).await
+        self.wait_for(Until::Covered(shard, local), "a cut that covers a write").await
     }
 
     /// Notes a local revision seen in an answer or watch event of a checked connection; if no cut covers it within
@@ -189,8 +189,10 @@ impl Line {
     /// # Errors
     /// [`LineError::Timeout`] if that takes longer than `wait_max`.
     pub async fn at_position(&self, position: i64) -> Result<Arc<Cut>, LineError> {
-        let mut cuts = self.cut.subscribe();
-        self.wait_for(&mut cuts, "the log's end", |cut| cut.position >= position).await
+        if let Some(cut) = self.newest_if(|cut| cut.position >= position) {
+            return Ok(cut);
+        }
+        self.wait_for(Until::Position(position), "the log's end").await
     }
 
     /// Appends an entry unconditionally and waits until it is folded. For entries that any order is right for: joins,
@@ -203,23 +205,29 @@ impl Line {
         self.at_position(position).await
     }
 
-    async fn wait_for(
-        &self,
-        cuts: &mut watch::Receiver<Arc<Cut>>,
-        what: &'static str,
-        enough: impl Fn(&Cut) -> bool,
-    ) -> Result<Arc<Cut>, LineError> {
-        let mut broken = self.broken.subscribe();
-        tokio::select! {
-            cut = cuts.wait_for(|cut| enough(cut)) => {
-                // The sender lives as long as `self`.
-                cut.map(|cut| Arc::clone(&cut)).map_err(|_| LineError::Closed)
-            }
-            _ = broken.wait_for(Option::is_some) => Err(LineError::Broken(self.broken().unwrap_or_default())),
-            () = self.shutdown.cancelled() => Err(LineError::Closed),
-            () = tokio::time::sleep(self.options.wait_max) => {
-                Err(LineError::Timeout { what, ms: self.options.wait_max.as_millis() })
-            }
+    fn newest_if(&self, enough: impl FnOnce(&Cut) -> bool) -> Option<Arc<Cut>> {
+        let cut = self.cut.borrow();
+        enough(&cut).then(|| Arc::clone(&cut))
+    }
+
+    async fn wait_for(&self, until: Until, what: &'static str) -> Result<Arc<Cut>, LineError> {
+        let mut waiting = self.waiters.enter(until);
+        if let Some(cut) = self.newest_if(|cut| until.is_met(cut)) {
+            return Ok(cut);
+        }
+        if self.shutdown.is_cancelled() {
+            return Err(LineError::Closed);
+        }
+        if let Some(why) = self.broken() {
+            return Err(LineError::Broken(why));
+        }
+        if let Until::Covered(shard, local) = until {
+            self.appender.want(shard, local);
+        }
+        match tokio::time::timeout(self.options.wait_max, &mut waiting.answer).await {
+            Ok(Ok(cut)) => Ok(cut),
+            Ok(Err(_)) => Err(self.broken().map_or(LineError::Closed, LineError::Broken)),
+            Err(_) => Err(LineError::Timeout { what, ms: self.options.wait_max.as_millis() }),
         }
     }
 
@@ -249,15 +257,17 @@ impl Line {
         self.cut.send_if_modified(|old| {
             let newer = cut.position > old.position;
             if newer {
-                *old = cut;
+                *old = Arc::clone(&cut);
             }
             newer
         });
+        self.waiters.publish(&cut);
     }
 
     fn stop(&self, why: String) -> LineError {
         tracing::error!(reason = %why, "the log cannot be folded; nothing is served any more");
         self.broken.send_replace(Some(why.clone()));
+        self.waiters.give_up();
         LineError::Broken(why)
     }
 }
