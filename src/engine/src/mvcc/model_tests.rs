@@ -324,18 +324,6 @@ proptest! {
     }
 
     #[test]
-    fn a_checkpoint_gives_the_same_store(ops in ops()) {
-        let (subject, model) = run(&ops);
-        let dir = tempfile::tempdir().unwrap();
-        crate::checkpoint::write(dir.path(), 7, 42, &subject.store).unwrap();
-        let loaded = crate::checkpoint::load(dir.path(), 7).unwrap();
-        prop_assert_eq!(loaded.sequence, 42);
-        compare(&loaded.store, &loaded.log, &model);
-        prop_assert_eq!(loaded.store.applied(), subject.store.applied());
-        prop_assert_eq!(loaded.store.size_in_use(), subject.store.size_in_use());
-    }
-
-    #[test]
     fn compaction_gives_all_space_of_superseded_versions_back(ops in ops()) {
         let (mut subject, model) = run(&ops);
         let revision = subject.store.revision();
@@ -345,6 +333,23 @@ proptest! {
             prop_assert_eq!(subject.store.size_in_use(), expected);
             prop_assert_eq!(subject.store.chains().count(), model.now().len());
         }
+    }
+}
+
+proptest! {
+    // Each case waits for the disk.
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn a_checkpoint_gives_the_same_store(ops in ops()) {
+        let (subject, model) = run(&ops);
+        let dir = tempfile::tempdir().unwrap();
+        crate::checkpoint::write(dir.path(), 7, 42, &subject.store).unwrap();
+        let loaded = crate::checkpoint::load(dir.path(), 7).unwrap();
+        prop_assert_eq!(loaded.sequence, 42);
+        compare(&loaded.store, &loaded.log, &model);
+        prop_assert_eq!(loaded.store.applied(), subject.store.applied());
+        prop_assert_eq!(loaded.store.size_in_use(), subject.store.size_in_use());
     }
 }
 

@@ -13,6 +13,7 @@ use sharded_etcd_shard::{
     Shard,
     etcd::{EtcdOptions, EtcdShard},
 };
+use sharded_etcd_testkit::etcdctl_with_input;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -144,4 +145,36 @@ async fn serving_ends_with_open_watches() {
     assert!(!matches!(watch.next().await, Some(Ok(_))));
     // The engine is still open.
     server.fixture.put("a", "1").await;
+}
+
+#[tokio::test]
+async fn etcdctl_is_content() {
+    let server = server().await;
+    let run = async |arguments: &[&str], input: &str| {
+        let output = etcdctl_with_input(&server.endpoint, arguments, input).await.unwrap();
+        output.success().unwrap_or_else(|error| panic!("etcdctl {arguments:?}: {error:#}"))
+    };
+    run(&["put", "a/1", "one"], "").await;
+    run(&["put", "a/2", "two"], "").await;
+    assert_eq!(run(&["get", "--prefix", "a/", "--order=DESCEND"], "").await, "a/2\ntwo\na/1\none\n");
+    assert_eq!(run(&["del", "a/2"], "").await.trim(), "1");
+    let transaction = "value(\"a/1\") = \"one\"\n\nput b yes\nget a/1\n\nput b no\n\n";
+    assert!(run(&["txn"], transaction).await.starts_with("SUCCESS"));
+    assert_eq!(run(&["get", "b", "--print-value-only"], "").await.trim(), "yes");
+    let granted = run(&["lease", "grant", "60"], "").await;
+    let id = granted.split(' ').nth(1).unwrap();
+    run(&["put", "leased", "x", "--lease", id], "").await;
+    assert!(run(&["lease", "timetolive", id, "--keys"], "").await.contains("leased"));
+    run(&["lease", "keep-alive", "--once", id], "").await;
+    run(&["lease", "revoke", id], "").await;
+    assert_eq!(run(&["get", "leased"], "").await, "");
+    assert_eq!(run(&["lock", "mutex", "echo", "locked"], "").await.trim(), "locked");
+    assert!(run(&["endpoint", "status"], "").await.contains("3.7.3"));
+    run(&["endpoint", "health"], "").await;
+    assert!(run(&["member", "list"], "").await.contains("started"));
+    run(&["compact", "--physical", "4"], "").await;
+    run(&["defrag"], "").await;
+    assert_eq!(run(&["alarm", "list"], "").await, "");
+    let refused = etcdctl_with_input(&server.endpoint, &["get", "a/1", "--rev=2"], "").await.unwrap();
+    assert!(refused.stderr.contains("required revision has been compacted"), "{refused:?}");
 }
