@@ -51,8 +51,7 @@ impl Agenda {
             *failed += 1;
             *failed
         };
-        let pause = PAUSE_MIN.saturating_mul(1 << failed.min(10).saturating_sub(1)).min(PAUSE_MAX);
-        self.add(id, Instant::now() + pause);
+        self.add(id, Instant::now() + pause(failed));
     }
 
     /// An attempt went well: the next failure starts with a short pause.
@@ -64,61 +63,88 @@ impl Agenda {
     pub(super) async fn next(&self) -> i64 {
         loop {
             let earlier = self.earlier.notified();
-            let first = self.state.lock().order.first().copied();
-            match first {
-                Some((at, id)) if at <= Instant::now() => {
-                    let mut state = self.state.lock();
-                    if state.order.remove(&(at, id)) {
-                        state.due.remove(&id);
-                        return id;
-                    }
-                }
-                Some((at, _)) => {
+            let next = self.state.lock().next(Instant::now());
+            match next {
+                Next::Due(id) => return id,
+                Next::At(at) => {
                     tokio::select! {
                         () = tokio::time::sleep_until(at) => {}
                         () = earlier => {}
                     }
                 }
-                None => earlier.await,
+                Next::Idle => earlier.await,
             }
         }
     }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// This lease, which is no longer on the agenda.
+    Due(i64),
+    /// Nothing before that.
+    At(Instant),
+    /// Nothing at all.
+    Idle,
+}
+
+impl State {
+    fn next(&mut self, now: Instant) -> Next {
+        match self.order.first().copied() {
+            Some((at, id)) if at <= now => {
+                self.order.remove(&(at, id));
+                self.due.remove(&id);
+                Next::Due(id)
+            }
+            Some((at, _)) => Next::At(at),
+            None => Next::Idle,
+        }
+    }
+}
+
+/// How long to wait after so many failed attempts in a row.
+fn pause(failed: u32) -> Duration {
+    PAUSE_MIN.saturating_mul(1 << failed.min(10).saturating_sub(1)).min(PAUSE_MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn each_lease_once_at_its_earliest_time() {
+    #[test]
+    fn each_lease_once_at_its_earliest_time() {
         let agenda = Agenda::default();
         let now = Instant::now();
-        agenda.add(1, now + Duration::from_secs(3));
-        agenda.add(2, now + Duration::from_secs(2));
-        agenda.add(1, now + Duration::from_secs(1));
-        agenda.add(1, now + Duration::from_secs(9));
-        assert_eq!(agenda.next().await, 1);
-        assert_eq!(Instant::now() - now, Duration::from_secs(1));
-        assert_eq!(agenda.next().await, 2);
-        let idle = tokio::time::timeout(Duration::from_secs(60), agenda.next());
-        assert!(idle.await.is_err(), "nothing is left");
+        let at = |seconds| now + Duration::from_secs(seconds);
+        agenda.add(1, at(3));
+        agenda.add(2, at(2));
+        agenda.add(1, at(1));
+        agenda.add(1, at(9));
+        let mut state = agenda.state.lock();
+        assert_eq!(state.next(now), Next::At(at(1)));
+        assert_eq!(state.next(at(5)), Next::Due(1));
+        assert_eq!(state.next(at(5)), Next::Due(2));
+        assert_eq!(state.next(at(99)), Next::Idle);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn attempts_become_rarer_and_recover() {
+    #[tokio::test]
+    async fn an_earlier_lease_is_not_slept_over() {
         let agenda = Agenda::default();
-        let mut pauses = Vec::new();
-        for _ in 0..9 {
-            let before = Instant::now();
-            agenda.retry(7);
-            agenda.next().await;
-            pauses.push((Instant::now() - before).as_millis());
-        }
-        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]);
-        agenda.succeeded(7);
-        let before = Instant::now();
+        agenda.add(1, Instant::now() + Duration::from_secs(3600));
+        let (next, ()) = tokio::join!(agenda.next(), async { agenda.add(2, Instant::now()) });
+        assert_eq!(next, 2);
+    }
+
+    #[test]
+    fn attempts_become_rarer_and_recover() {
+        let pauses: Vec<_> = (1..9).map(|failed| pause(failed).as_millis()).collect();
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000]);
+        assert_eq!(pause(u32::MAX), PAUSE_MAX);
+        let agenda = Agenda::default();
         agenda.retry(7);
-        agenda.next().await;
-        assert_eq!(Instant::now() - before, PAUSE_MIN);
+        agenda.retry(7);
+        assert_eq!(agenda.state.lock().failed[&7], 2);
+        agenda.succeeded(7);
+        assert!(agenda.state.lock().failed.is_empty());
     }
 }

@@ -39,9 +39,9 @@ const REVOKES_MAX: usize = 256;
 /// How leases are looked after.
 #[derive(Debug, Clone)]
 pub struct LeaseOptions {
-    /// How long one attempt to end a lease may take before it is given back. 10 s.
+    /// How long one attempt to end a lease may take before it is given back. 5 s.
     pub attempt_max: Duration,
-    /// A helper that leaves a lease's record unchanged for so long is taken over; more than `attempt_max`. 15 s.
+    /// A helper that leaves a lease's record unchanged for so long is taken over; more than `attempt_max`. 8 s.
     pub silence_max: Duration,
     /// How often this proxy looks for what was left behind, with jitter. 30 s.
     pub sweep_interval: Duration,
@@ -53,8 +53,8 @@ pub struct LeaseOptions {
 impl Default for LeaseOptions {
     fn default() -> Self {
         Self {
-            attempt_max: Duration::from_secs(10),
-            silence_max: Duration::from_secs(15),
+            attempt_max: Duration::from_secs(5),
+            silence_max: Duration::from_secs(8),
             sweep_interval: Duration::from_secs(30),
             rest: Duration::from_secs(60),
         }
