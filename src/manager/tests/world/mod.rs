@@ -52,15 +52,28 @@ impl World {
     pub async fn new(shards: usize) -> Arc<Self> {
         let dir = tempfile::tempdir().unwrap();
         let meta: Arc<dyn Shard> = engine(&dir, "meta").await;
-        let directory = ShardDirectory::new();
-        let mut engines = Vec::new();
+        let mut engines: Vec<Arc<Engine>> = Vec::new();
         for i in 0..shards {
-            let e = engine(&dir, &format!("shard-{i}")).await;
-            directory.insert(format!("shard-{i}"), Arc::clone(&e) as Arc<dyn Shard>);
-            engines.push(e);
+            engines.push(engine(&dir, &format!("shard-{i}")).await);
+        }
+        let connections = engines.iter().map(|e| Arc::clone(e) as Arc<dyn Shard>).collect();
+        Self::over(dir, meta, connections, engines).await
+    }
+
+    /// The same over any shards.
+    pub async fn over(
+        dir: TempDir,
+        meta: Arc<dyn Shard>,
+        connections: Vec<Arc<dyn Shard>>,
+        engines: Vec<Arc<Engine>>,
+    ) -> Arc<Self> {
+        let shards = connections.len();
+        let directory = ShardDirectory::new();
+        for (i, shard) in connections.iter().enumerate() {
+            directory.insert(format!("shard-{i}"), Arc::clone(shard));
         }
         let names: Vec<String> = (0..shards).map(|i| format!("shard-{i}")).collect();
-        let new: Vec<NewShard<'_>> = engines
+        let new: Vec<NewShard<'_>> = connections
             .iter()
             .zip(&names)
             .map(|(e, name)| NewShard { name, incarnation: 0, shard: e.as_ref() })
