@@ -3,7 +3,7 @@
 //! # Expected flow
 //! A batch is everything that queued up while the one before was written. Its requests are applied in order to a
 //! working copy of the store, their effects go into one record of the log, and only after that is synced are they
-//! published: first to readers, then to the callers, then to watchers.
+//! published: first to readers, then to watchers, then the callers are answered.
 //!
 //! # Guarantees
 //! Nothing is visible to anybody before it is durable. A batch whose record could not be written leaves no trace in
@@ -238,13 +238,14 @@ impl Committer {
                 Err(error) => return self.fail(batch, error),
             }
         }
-        for answer in batch.answers.drain(..) {
+        // Before the answers: who asks a watcher for its progress after a write then finds that write in it.
+        self.mark_watchers(&batch.revisions);
+        for answer in batch.answers {
             match answer {
                 Answer::CompactPhysically(..) => self.physical.push(answer),
                 _ => answer.send(),
             }
         }
-        self.mark_watchers(&batch.revisions);
         // One batch of unusual size must not pin its memory.
         if self.record.capacity() > 2 * BATCH_BYTES_MAX {
             self.record = Vec::new();
