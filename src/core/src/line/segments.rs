@@ -84,10 +84,11 @@ impl Segments {
         self.list.is_empty()
     }
 
-    /// Keeps the segments that lie above `floor` (a local revision) or that `needed` (ascending local revisions) names.
+    /// Keeps the segments that reach `floor` (a local revision: where an idle shard is read for the compaction revision and
+    /// later ones) or that `needed` (ascending local revisions) names.
     pub(super) fn condense(&mut self, floor: i64, needed: &[i64]) {
         self.list.retain(|s| {
-            s.local + s.count > floor + 1 || {
+            s.local + s.count > floor || {
                 let i = needed.partition_point(|&l| l < s.local);
                 needed.get(i).is_some_and(|&l| l < s.local + s.count)
             }
@@ -138,10 +139,13 @@ mod tests {
     #[test]
     fn condensation_keeps_what_is_needed() {
         let mut s = segments();
-        s.condense(5, &[]);
+        s.condense(6, &[]);
         assert_eq!((s.global(4), s.global(6)), (None, Some(20)));
         let mut s = segments();
-        s.condense(8, &[4]);
+        s.condense(5, &[]);
+        assert_eq!(s.local_at_most(15), Some(5), "what was last before the compaction is where it is read");
+        let mut s = segments();
+        s.condense(9, &[4]);
         assert_eq!((s.global(4), s.global(7)), (Some(11), None));
     }
 }
