@@ -31,7 +31,7 @@ pub struct EngineConfig {
     pub lease_tick: Duration,
     /// How often a watcher that asked for it gets a progress notification when there are no events.
     pub progress_interval: Duration,
-    /// Size of a log segment in bytes; allocated in full when the segment is made.
+    /// Size of a log segment in bytes, allocated when the segment is made; the first ones of a new log are smaller.
     pub segment_bytes: u64,
     /// Log bytes after which a checkpoint is written; more if the last checkpoint was larger.
     pub checkpoint_wal_bytes: u64,

@@ -13,6 +13,8 @@ use super::{
     segment::{self, Header},
 };
 
+/// Size of the first segment of a new log.
+const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
 /// Old segments that are kept for use again.
 const SPARES_MAX: usize = 2;
 
@@ -148,6 +150,9 @@ impl Wal {
         current.offset += frame_bytes;
         current.is_empty = false;
         self.next_sequence += 1;
+        if current.offset > current.capacity / 2 {
+            self.prepare_spare();
+        }
         Ok(frame_bytes)
     }
 
@@ -156,7 +161,9 @@ impl Wal {
         if let Some(hook) = &self.hook {
             hook(IoStep::Roll).map_err(WalError::io("make a segment in", &self.dir))?;
         }
-        if let Some(preparing) = self.preparing.take() {
+        if self.spares.is_empty()
+            && let Some(preparing) = self.preparing.take()
+        {
             // The helper is about as fast as this thread would be, so waiting for it costs no more than doing it.
             if let Ok(Ok(path)) = preparing.join() {
                 self.spares.push(path);
@@ -166,7 +173,7 @@ impl Wal {
             Some(spare) => spare,
             None => {
                 let path = self.next_spare_path();
-                segment::preallocate(&path, self.segment_bytes)?;
+                segment::preallocate(&path, self.next_segment_bytes())?;
                 path
             }
         };
@@ -183,7 +190,6 @@ impl Wal {
             capacity,
             is_empty: true,
         });
-        self.prepare_spare();
         Ok(())
     }
 
@@ -192,12 +198,18 @@ impl Wal {
         self.dir.join(format!("spare-{}.tmp", self.spare_number))
     }
 
+    /// Segments grow from 1 MiB to their full size, so that a store that is hardly written stays small on disk.
+    fn next_segment_bytes(&self) -> u64 {
+        let grown = self.current.as_ref().map_or(FIRST_SEGMENT_BYTES, |current| current.capacity * 2);
+        grown.min(self.segment_bytes)
+    }
+
     /// Has the next segment made in the background, so that rolling does not wait for zeros.
     fn prepare_spare(&mut self) {
         if !self.spares.is_empty() || self.preparing.is_some() {
             return;
         }
-        let (path, bytes) = (self.next_spare_path(), self.segment_bytes);
+        let (path, bytes) = (self.next_spare_path(), self.next_segment_bytes());
         let work = move || segment::preallocate(&path, bytes).map(|()| path);
         // Without a thread the segment is made when it is needed.
         self.preparing = std::thread::Builder::new().name("engine-segment".into()).spawn(work).ok();
