@@ -37,7 +37,7 @@ lint-shell:
 	@if command -v shellcheck >/dev/null; then shellcheck --severity=warning .ci/run $$(git ls-files '*.sh'); fi
 
 .PHONY: test
-test: tools test-rust test-go ## all tests that need no root: unit, simulation, integration against real etcd and etcdctl
+test: tools test-rust test-go ## all tests that need no root: unit, simulation, integration against real etcd, etcdctl and kube-apiserver
 
 .PHONY: test-rust
 test-rust:
@@ -52,10 +52,10 @@ test-go:
 	done
 
 .PHONY: test-kube
-test-kube: ## the tests that need a kube-apiserver (test targets named kube_*); builds it the first time, about 10 minutes
-	@e2e/tools/build.sh etcd kube workload
-	$(CARGO) test --locked --workspace --profile $(PROFILE) --test 'kube_*' -- --include-ignored
+test-kube: tools ## of the tests, those with a real kube-apiserver (test targets named kube*)
+	$(CARGO) build --locked --workspace --bins --profile $(PROFILE)
+	$(CARGO) test --locked --workspace --profile $(PROFILE) --test 'kube*'
 
 .PHONY: tools
-tools: ## etcd, etcdctl and the Go workload, unless this machine has them
-	@e2e/tools/build.sh etcd workload
+tools: ## etcd, etcdctl, kube-apiserver, kubectl and the Go workload, unless this machine has them; 10 minutes on two cores
+	@e2e/tools/build.sh etcd workload kube

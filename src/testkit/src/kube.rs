@@ -92,6 +92,17 @@ impl KubeApiserver {
         Kubectl { port: self.port, home: self.folder.path() }.run(arguments, input, limit).await
     }
 
+    /// Starts `kubectl ARGUMENTS` as cluster administrator and lets it run, as watches do; `name` is that of its log.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be run.
+    pub async fn kubectl_in_background(&self, name: &str, arguments: &[&str]) -> Result<Process> {
+        let kubectl = Kubectl { port: self.port, home: self.folder.path() };
+        let mut command = kubectl.command(arguments).await?;
+        Process::start(name, &mut command, &self.folder.path().join(format!("{name}.log")))
+    }
+
     async fn wait_ready(&mut self) -> Result<()> {
         let Self { process, port, folder } = self;
         let kubectl = Kubectl { port: *port, home: folder.path() };
@@ -124,7 +135,11 @@ struct Kubectl<'a> {
 
 impl Kubectl<'_> {
     async fn run(&self, arguments: &[&str], input: &str, limit: Duration) -> Result<Output> {
-        let mut command = Command::new(tools::program(Tools::Kube, "kubectl").await?);
+        finish(self.command(arguments).await?.into(), "kubectl", input, limit).await
+    }
+
+    async fn command(&self, arguments: &[&str]) -> Result<std::process::Command> {
+        let mut command = std::process::Command::new(tools::program(Tools::Kube, "kubectl").await?);
         let server = format!("https://127.0.0.1:{}", self.port);
         command
             // Neither the user's configuration nor their cache.
@@ -132,7 +147,7 @@ impl Kubectl<'_> {
             .env("HOME", self.home)
             .args(["--server", &server, "--token", TOKEN, "--insecure-skip-tls-verify"])
             .args(arguments);
-        finish(command, "kubectl", input, limit).await
+        Ok(command)
     }
 }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 use sharded_etcd_testkit::{EtcdProcess, EtcdProcessOptions, KubeApiserver, etcdctl};
 
 #[tokio::test]
-#[ignore = "builds kube-apiserver when the machine has none: make test-kube"]
 async fn stores_what_kubectl_creates() {
     let etcd = EtcdProcess::start(EtcdProcessOptions::default()).await.unwrap();
     let server = KubeApiserver::start(&etcd.endpoint(), &[]).await.unwrap();
