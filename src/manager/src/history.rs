@@ -177,7 +177,7 @@ impl History {
         }
     }
 
-    /// What moves still have to read of their sources.
+    /// What moves still have to read of their sources and copies.
     async fn held_by_moves(&self) -> Result<HashMap<ShardIx, i64>> {
         let mut held: HashMap<ShardIx, i64> = HashMap::new();
         for record in read_moves(&self.line).await? {
@@ -187,14 +187,18 @@ impl History {
             let destination = self.shards.get(record.to).await?;
             let cursor = destination.range(get(cursor_key(&record.id))).await?.kvs.pop();
             let Some(cursor) = cursor else { continue };
+            let copied_at = cursor.mod_revision;
             let cursor = Cursor::decode(&cursor.value)?;
             let needed = match cursor.stage {
                 CursorStage::Copy { .. } => cursor.copy_at,
                 CursorStage::Tail { revision, .. } => revision - 1,
                 CursorStage::Sealed { .. } | CursorStage::Void => continue,
             };
-            let least = held.entry(record.from).or_insert(needed);
-            *least = (*least).min(needed);
+            // The copy is compared as it was at its cursor.
+            for (ix, needed) in [(record.from, needed), (record.to, copied_at)] {
+                let least = held.entry(ix).or_insert(needed);
+                *least = (*least).min(needed);
+            }
         }
         Ok(held)
     }

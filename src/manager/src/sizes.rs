@@ -49,6 +49,8 @@ struct Known {
     read_at: Option<Instant>,
     read_revision: i64,
     took: Duration,
+    /// When it was counted last, and how long that took.
+    counted: (Instant, Duration),
 }
 
 /// Sizes of all ranges; one for each process that needs them.
@@ -126,15 +128,20 @@ impl Sizes {
         let v = cut.v(ix);
         for entry in cut.map.entries().iter().filter(|e| e.shard == ix) {
             let before = self.known.lock().get(&entry.rid).cloned();
-            if before.as_ref().is_some_and(|k| k.counted_at == v && k.read_at.is_some()) {
+            if before
+                .as_ref()
+                .is_some_and(|k| k.read_at.is_some() && (k.counted_at == v || k.was_just_counted()))
+            {
                 continue;
             }
+            let counting = Instant::now();
             let request = pb::RangeRequest {
                 count_only: true,
                 serializable: true,
                 ..ops::range_request(&entry.range.clamped())
             };
             let keys = u64::try_from(shard.range(request).await?.count).unwrap_or(0);
+            let counted = (Instant::now(), counting.elapsed());
             if before.as_ref().is_none_or(|k| k.is_stale(keys, v)) {
                 let begun = Instant::now();
                 let mut scan = CutScan::new(rules, &entry.range.start, wanted, CUTS_MAX);
@@ -154,10 +161,12 @@ impl Sizes {
                     read_at: Some(Instant::now()),
                     read_revision: v,
                     took: begun.elapsed(),
+                    counted,
                 };
                 self.known.lock().insert(entry.rid.clone(), known);
             } else if let Some(known) = self.known.lock().get_mut(&entry.rid) {
                 known.count(keys, v);
+                known.counted = counted;
             }
         }
         Ok(())
@@ -299,6 +308,11 @@ impl Known {
         let rested = read_at.elapsed() >= REST_MIN.max(self.took * REST_FACTOR);
         let changed = self.read.0.abs_diff(keys) > (self.read.0 / 10).max(20);
         rested && (changed || (read_at.elapsed() > AGE_MAX && v > self.read_revision))
+    }
+
+    /// Counting walks over an etcd's index: it, too, is done for at most a tenth of the time.
+    fn was_just_counted(&self) -> bool {
+        self.counted.0.elapsed() < self.counted.1 * REST_FACTOR
     }
 
     fn count(&mut self, keys: u64, v: i64) {
