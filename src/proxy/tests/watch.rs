@@ -370,8 +370,17 @@ async fn progress_notifications_come_when_nothing_else_does() {
 }
 
 /// Random writes to two shards and to one engine; then all watchers must have seen the same, however they read it.
-async fn as_one_etcd(t: &Topology, reference: &dyn Shard, seed: u64, steps: usize) {
+///
+/// With `flaps`, the proxy loses and regains its shards on the way, while writes go on past it.
+async fn as_one_etcd(t: &Topology, reference: &dyn Shard, seed: u64, steps: usize, flaps: f64) {
     let mut rng = StdRng::seed_from_u64(seed);
+    let mut gates = Vec::new();
+    for (i, shard) in t.shards.iter().enumerate() {
+        let gate = Gate::new(Arc::clone(shard));
+        t.directory.insert(format!("shard-{i}"), Arc::clone(&gate) as Arc<dyn Shard>);
+        gates.push(gate);
+    }
+    let mut early = Vec::new();
     let small = HubOptions { window_revisions_max: 16, ..HubOptions::default() };
     let served = Served::start(t.context("p").await, small).await;
     let mut live = served.client().await;
@@ -410,6 +419,20 @@ async fn as_one_etcd(t: &Topology, reference: &dyn Shard, seed: u64, steps: usiz
         if rng.random_bool(0.05) {
             starts.push(served.ctx.line.cut().revision + 1);
         }
+        if rng.random_bool(0.05) {
+            let start = rng.random_range(2..served.ctx.line.cut().revision + 3);
+            let mut client = served.client().await;
+            client.create(everything(start)).await;
+            early.push((start, client));
+        }
+        for gate in &gates {
+            if rng.random_bool(flaps) {
+                gate.set_open(rng.random_bool(0.5));
+            }
+        }
+    }
+    for gate in &gates {
+        gate.set_open(true);
     }
     let end = put(reference, "end", "").await;
     let local = put(t.shards[0].as_ref(), "end", "").await;
@@ -440,6 +463,9 @@ async fn as_one_etcd(t: &Topology, reference: &dyn Shard, seed: u64, steps: usiz
     for start in starts {
         let mut client = served.client().await;
         client.create(everything(start)).await;
+        early.push((start, client));
+    }
+    for (start, mut client) in early {
         let from = expected.partition_point(|e| e.kv.as_ref().unwrap().mod_revision < start);
         let seen = client.events(expected.len() - from).await;
         assert_eq!(all_words(&seen), all_words(&expected[from..]), "seed {seed}, from {start}");
@@ -461,7 +487,16 @@ async fn watchers_of_two_engines_see_what_a_watcher_of_one_sees() {
     for seed in 1..=5 {
         let dir = tempfile::tempdir().unwrap();
         let reference = support::engine(&dir, "reference").await;
-        as_one_etcd(&two().await, reference.as_ref(), seed, 150).await;
+        as_one_etcd(&two().await, reference.as_ref(), seed, 150, 0.0).await;
+    }
+}
+
+#[tokio::test]
+async fn watchers_of_engines_that_come_and_go_see_what_a_watcher_of_one_sees() {
+    for seed in 11..=15 {
+        let dir = tempfile::tempdir().unwrap();
+        let reference = support::engine(&dir, "reference").await;
+        as_one_etcd(&two().await, reference.as_ref(), seed, 200, 0.05).await;
     }
 }
 
@@ -470,5 +505,5 @@ async fn watchers_of_two_etcds_see_what_a_watcher_of_one_sees() {
     let options = sharded_etcd_testkit::EtcdProcessOptions { fsync: false, ..Default::default() };
     let reference = sharded_etcd_testkit::EtcdProcess::start(options).await.unwrap();
     let t = Topology::start_etcd(2, &["m"]).await;
-    as_one_etcd(&t, &reference.shard(), 6, 150).await;
+    as_one_etcd(&t, &reference.shard(), 6, 150, 0.05).await;
 }
