@@ -120,12 +120,22 @@ async fn settle(file: &WatchedFile) {
     }
 }
 
+/// Opening and reading a file is an event too, also our own: it would wake the next look, for ever.
+fn wakes(event: &notify::Result<notify::Event>) -> bool {
+    !matches!(event, Ok(event) if event.kind.is_access())
+}
+
 fn watch_folder(path: &Path, woken: std::sync::Arc<Notify>) -> Option<notify::RecommendedWatcher> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let watcher = notify::recommended_watcher(move |_| woken.notify_one()).and_then(|mut watcher| {
+    let on_event = move |event: notify::Result<notify::Event>| {
+        if wakes(&event) {
+            woken.notify_one();
+        }
+    };
+    let watcher = notify::recommended_watcher(on_event).and_then(|mut watcher| {
         watcher.watch(folder, RecursiveMode::NonRecursive)?;
         Ok(watcher)
     });
@@ -145,6 +155,17 @@ mod tests {
 
     fn text(text: &str) -> Change {
         Change::Text(text.to_owned())
+    }
+
+    #[test]
+    fn reading_does_not_wake_a_look() {
+        use notify::{Event, EventKind, event::*};
+        let wakes = |kind| wakes(&Ok(Event::new(kind)));
+        assert!(!wakes(EventKind::Access(AccessKind::Open(AccessMode::Any))));
+        assert!(!wakes(EventKind::Access(AccessKind::Close(AccessMode::Read))));
+        assert!(wakes(EventKind::Modify(ModifyKind::Data(DataChange::Any))));
+        assert!(wakes(EventKind::Modify(ModifyKind::Name(RenameMode::To))));
+        assert!(wakes(EventKind::Create(CreateKind::File)));
     }
 
     #[test]

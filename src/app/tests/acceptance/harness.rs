@@ -99,11 +99,6 @@ impl Up {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// The endpoint as a typed client sees it.
-    pub fn client(&self) -> EtcdShard {
-        client(&self.endpoint())
-    }
-
     /// The data folder.
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
@@ -173,11 +168,15 @@ impl Up {
 
 impl Drop for Up {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the log of {:?} ends:\n{}", self.arguments, self.process.log_tail());
-        }
         self.process.kill();
         end_orphans(self.folder.path());
+        if std::thread::panicking() {
+            eprintln!("the log of {:?} ends:\n{}", self.arguments, self.process.log_tail());
+            if std::env::var_os("SHARDED_ETCD_ACCEPTANCE_KEEP").is_some() {
+                self.folder.disable_cleanup(true);
+                eprintln!("kept: {}", self.folder.path().display());
+            }
+        }
     }
 }
 
