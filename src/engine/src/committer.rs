@@ -204,7 +204,6 @@ impl Committer {
         if let Some(running) = self.checkpointing.take() {
             self.finish_checkpoint(running);
         }
-        self.shared.close();
     }
 
     /// Waits for requests, or only looks for some while there is history to give back. False at the end.

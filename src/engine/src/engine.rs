@@ -34,6 +34,9 @@ use crate::{
 
 /// An expired lease whose revocation did not happen is tried again after this time, as in etcd.
 const EXPIRE_AGAIN: Duration = Duration::from_secs(3);
+/// A lock that is taken is tried this often, with [`LOCK_PAUSE`] in between: for one second.
+const LOCK_TRIES_MAX: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// Keys that a Range looks at before others have their turn: well below a millisecond.
 const SCAN_KEYS_MAX: usize = 2000;
 /// Leases that are revoked in one tick at most, as in etcd.
@@ -114,9 +117,20 @@ impl Engine {
     /// # Errors
     /// See [`EngineError`]; nothing on disk is changed then but a torn last record.
     pub async fn open(config: EngineConfig) -> std::result::Result<Arc<Self>, EngineError> {
-        let loading = config.clone();
-        let opened = tokio::task::spawn_blocking(move || Opened::open(&loading)).await;
-        let opened = opened.map_err(|error| EngineError::Thread(std::io::Error::other(error)))??;
+        let mut tries = 1;
+        let opened = loop {
+            let loading = config.clone();
+            let opened = tokio::task::spawn_blocking(move || Opened::open(&loading)).await;
+            match opened.map_err(|error| EngineError::Thread(std::io::Error::other(error)))? {
+                // A process that was just killed may not be gone yet, and a child that another thread of ours is about
+                // to start holds all our files until it runs its own program.
+                Err(EngineError::Locked { .. }) if tries < LOCK_TRIES_MAX => {
+                    tries += 1;
+                    tokio::time::sleep(LOCK_PAUSE).await;
+                }
+                opened => break opened?,
+            }
+        };
         let Opened { lock, shared, wal, wal_bytes, checkpoint_bytes } = opened;
 
         let (commands, received) = mpsc::channel(config.queue_requests_max.max(1));
@@ -135,9 +149,12 @@ impl Engine {
         }
         let committer =
             Committer::new(limits, Arc::clone(&shared), received, wal, wal_bytes, checkpoint_bytes);
+        let ended = Ended(Arc::clone(&shared));
         let work = move || {
+            // In this order also if it panics: the directory is free only when nobody writes any more.
+            let _lock = lock;
+            let _ended = ended;
             committer.run();
-            drop(lock);
         };
         let thread = std::thread::Builder::new()
             .name(format!("engine-{}", config.name))
@@ -428,6 +445,18 @@ fn explicit_revisions(request: &pb::TxnRequest, found: &mut Vec<i64>) {
             Some(pb::Request::RequestTxn(inner)) => explicit_revisions(inner, found),
             _ => {}
         }
+    }
+}
+
+/// Ends watchers and waiting callers when the writer ends, however it ends.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("the writer thread panicked; nothing can be written until the next start");
+        }
+        self.0.close();
     }
 }
 

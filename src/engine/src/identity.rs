@@ -4,7 +4,6 @@ use std::{
     fs::{File, TryLockError},
     io::{ErrorKind, Write},
     path::Path,
-    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -18,9 +17,6 @@ use crate::{
 const FORMAT: u32 = 1;
 const FILE: &str = "identity.json";
 const LOCK: &str = "LOCK";
-/// A lock that is taken is tried this often, with [`LOCK_PAUSE`] in between: for one second.
-const LOCK_TRIES_MAX: u32 = 50;
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// The ids of a store.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -44,19 +40,10 @@ pub(crate) fn lock(dir: &Path) -> Result<File, EngineError> {
         .write(true)
         .open(&path)
         .map_err(WalError::io("open", &path))?;
-    let mut tries = 1;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            // A process that was just killed may not be gone yet, and a child that another thread of ours is about to
-            // start holds all our files until it runs its own program.
-            Err(TryLockError::WouldBlock) if tries < LOCK_TRIES_MAX => {
-                tries += 1;
-                std::thread::sleep(LOCK_PAUSE);
-            }
-            Err(TryLockError::WouldBlock) => return Err(EngineError::Locked { dir: dir.to_owned() }),
-            Err(TryLockError::Error(error)) => return Err(WalError::io("lock", &path)(error).into()),
-        }
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(EngineError::Locked { dir: dir.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(WalError::io("lock", &path)(error).into()),
     }
 }
 

@@ -60,13 +60,11 @@ impl RangeScan {
         if let Some(resume) = &resume {
             start = Bound::Included(resume.as_ref());
         }
-        let mut looked_at = 0;
-        for (key, slot) in store.index.range::<_, [u8]>((start, end)) {
+        for (looked_at, (key, slot)) in store.index.range::<_, [u8]>((start, end)).enumerate() {
             if looked_at == keys_max {
                 self.resume = Some(key.clone());
                 return false;
             }
-            looked_at += 1;
             if let Some(found) = slot.live_at(self.revision) {
                 self.take(&found);
             }

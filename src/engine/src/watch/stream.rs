@@ -46,6 +46,15 @@ pub enum Batch {
     },
 }
 
+/// What one look at the history gave.
+enum Step {
+    Batch(Batch),
+    /// Nothing for this watcher so far, and there may be more to look at.
+    Behind,
+    /// Everything was looked at.
+    InSync,
+}
+
 /// A registered watcher.
 #[derive(Debug)]
 pub struct Watcher {
@@ -107,50 +116,49 @@ impl Watcher {
     /// Waits for the next batch. Cancel safe. None when the engine is closed.
     pub async fn next(&mut self) -> Option<Batch> {
         loop {
-            if let Some(batch) = self.poll_now() {
-                return Some(batch);
+            match self.step() {
+                Step::Batch(batch) => return Some(batch),
+                // A long history without a single event for this watcher: others have their turn.
+                Step::Behind => tokio::task::yield_now().await,
+                Step::InSync if self.shared.is_closed() => return None,
+                Step::InSync => self.registration.handle.woken().await,
             }
-            if self.shared.is_closed() {
-                return None;
-            }
-            self.registration.handle.woken().await;
         }
     }
 
-    /// The next batch if there is one now.
-    pub fn poll_now(&mut self) -> Option<Batch> {
-        let handle = Arc::clone(&self.registration.handle);
-        loop {
-            let pending = handle.pending();
-            if pending == 0 {
-                return None;
-            }
-            let from = pending.max(self.next);
-            if std::mem::take(&mut self.starts_in_past) {
-                let compact_revision = self.shared.published.load().compact_revision();
-                if from < compact_revision {
-                    return Some(Batch::Compacted { compact_revision });
-                }
-            }
-            let mut scan = match self.scan(from) {
-                Ok(scan) => scan,
-                Err(compact_revision) => return Some(Batch::Compacted { compact_revision }),
-            };
-            self.next = self.next.max(scan.next);
-            if scan.reached_end {
-                handle.set_pending(0);
-                // A revision that came between the scan and this found the watcher pending and did not mark it.
-                if self.shared.log.read().last_revision() >= scan.next {
-                    handle.set_pending(scan.next);
-                }
-            } else {
-                handle.set_pending(scan.next);
-            }
-            if !scan.events.is_empty() {
-                let events = scan.events.drain(..).map(|version| self.event(&version)).collect();
-                return Some(Batch::Events { events, revision: scan.next - 1 });
+    /// Looks at one slice of the history.
+    fn step(&mut self) -> Step {
+        let handle = &self.registration.handle;
+        let pending = handle.pending();
+        if pending == 0 {
+            return Step::InSync;
+        }
+        let from = pending.max(self.next);
+        if std::mem::take(&mut self.starts_in_past) {
+            let compact_revision = self.shared.published.load().compact_revision();
+            if from < compact_revision {
+                return Step::Batch(Batch::Compacted { compact_revision });
             }
         }
+        let scan = match self.scan(from) {
+            Ok(scan) => scan,
+            Err(compact_revision) => return Step::Batch(Batch::Compacted { compact_revision }),
+        };
+        self.next = self.next.max(scan.next);
+        if scan.reached_end {
+            handle.set_pending(0);
+            // A revision that came between the scan and this found the watcher pending and did not mark it.
+            if self.shared.log.read().last_revision() >= scan.next {
+                handle.set_pending(scan.next);
+            }
+        } else {
+            handle.set_pending(scan.next);
+        }
+        if scan.events.is_empty() {
+            return Step::Behind;
+        }
+        let events = scan.events.iter().map(|version| self.event(version)).collect();
+        Step::Batch(Batch::Events { events, revision: scan.next - 1 })
     }
 
     /// Collects what concerns this watcher from `from` on; the compaction's revision if that is gone.

@@ -60,6 +60,28 @@ async fn everything_acknowledged_is_there_after_a_crash_and_a_clean_end() {
 }
 
 #[tokio::test]
+async fn alarms_survive_a_restart_until_they_are_disarmed() {
+    let fixture = start().await;
+    let alarm = |action: pb::alarm_request::AlarmAction| pb::AlarmRequest {
+        action: action as i32,
+        member_id: 9,
+        alarm: pb::AlarmType::Nospace as i32,
+    };
+    use pb::alarm_request::AlarmAction::*;
+    fixture.engine.alarm(alarm(Activate)).await.unwrap();
+    let config = config(fixture.dir.path());
+    drop(fixture.engine);
+    let engine = Engine::open(config.clone()).await.unwrap();
+    assert_eq!(engine.alarm(alarm(Get)).await.unwrap().alarms.len(), 1);
+    assert_eq!(engine.put(put("a", "")).await.unwrap_err().code, Code::ResourceExhausted);
+    engine.alarm(alarm(Deactivate)).await.unwrap();
+    assert!(engine.alarm(alarm(Deactivate)).await.unwrap().alarms.is_empty());
+    drop(engine);
+    let engine = Engine::open(config).await.unwrap();
+    engine.put(put("a", "")).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_closed_engine_refuses_writes_and_still_reads() {
     let fixture = start().await;
     fixture.put("a", "1").await;
