@@ -1,14 +1,18 @@
 //! One record in a segment: 24 bytes of header, the payload, zeros up to a multiple of eight.
 //!
-//! Header: magic (4), payload length (4), sequence number (8), CRC-32 (4), zero (4), all little-endian. The checksum
-//! covers the segment's salt, length, sequence number and payload.
+//! Header: mark (4), payload length (4), sequence number (8), CRC-32 (4), zero (4), all little-endian. The mark comes
+//! from the segment's random salt, which also goes into the checksum with length, sequence number and payload: so what
+//! an earlier use of the file left behind is no frame, and a client cannot store values that look like frames.
 
 /// Bytes before the payload.
 pub const HEADER_BYTES: usize = 24;
 /// Frames start at multiples of this.
 pub const ALIGN_BYTES: usize = 8;
 
-const MAGIC: u32 = 0x5345_5452;
+/// What frames of a segment start with; never zero, which is what a preallocated file holds.
+fn mark(salt: u64) -> u32 {
+    (salt ^ (salt >> 32)) as u32 | 1
+}
 
 fn checksum(salt: u64, len: u32, sequence: u64, payload: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
@@ -34,7 +38,7 @@ pub fn has_payload(buffer: &[u8]) -> bool {
 pub fn seal(buffer: &mut Vec<u8>, salt: u64, sequence: u64) -> Option<()> {
     let len = u32::try_from(buffer.len() - HEADER_BYTES).ok()?;
     let crc = checksum(salt, len, sequence, &buffer[HEADER_BYTES..]);
-    buffer[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+    buffer[0..4].copy_from_slice(&mark(salt).to_le_bytes());
     buffer[4..8].copy_from_slice(&len.to_le_bytes());
     buffer[8..16].copy_from_slice(&sequence.to_le_bytes());
     buffer[16..20].copy_from_slice(&crc.to_le_bytes());
@@ -59,7 +63,7 @@ pub struct Frame {
 pub fn read(file: &[u8], offset: usize, salt: u64) -> Option<Frame> {
     let header = file.get(offset..offset.checked_add(HEADER_BYTES)?)?;
     let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    if word(0) != MAGIC {
+    if word(0) != mark(salt) {
         return None;
     }
     let len = word(4);
