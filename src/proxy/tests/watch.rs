@@ -16,6 +16,7 @@ use sharded_etcd_core::{
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_proxy::hub::HubOptions;
 use sharded_etcd_shard::Shard;
+use sharded_etcd_testkit::wait_until;
 use support::Topology;
 use watch_support::{Gate, Served, all_words, create, everything, words};
 
@@ -345,6 +346,38 @@ async fn fences_are_told_of_as_soon_as_they_are_written() {
     put(t.shards[1].as_ref(), records::fence_key(&Rid::new("b-1")), "closed by m1").await;
     let told = tokio::time::timeout(watch_support::PATIENCE, fences.recv()).await.unwrap().unwrap();
     assert_eq!(told, ShardIx(1));
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_hub_that_slept_misses_nothing() {
+    let t = two().await;
+    let options = HubOptions { sleep_after: std::time::Duration::ZERO, ..HubOptions::default() };
+    let served = Served::start(t.context("p").await, options).await;
+    let mut next = 2;
+    for round in 0..4 {
+        wait_until("the hub sleeps", watch_support::PATIENCE, async || served.hub.is_asleep().then_some(()))
+            .await
+            .unwrap();
+        let local = put(t.shards[0].as_ref(), "a", "while it slept").await;
+        number(&served, 0, local).await;
+        let mut now = served.client().await;
+        let mut past = served.client().await;
+        // Now comes first in half of the rounds: it wakes the hub.
+        if round % 2 == 0 {
+            now.create(everything(0)).await;
+            past.create(everything(next)).await;
+        } else {
+            past.create(everything(next)).await;
+            now.create(everything(0)).await;
+        }
+        let local = put(t.shards[1].as_ref(), "x", "while it was awake").await;
+        let at = number(&served, 1, local).await;
+        let revision = |e: &pb::Event| e.kv.as_ref().unwrap().mod_revision;
+        assert_eq!(past.events(2).await.iter().map(revision).collect::<Vec<_>>(), [next, next + 1]);
+        assert_eq!(now.events(1).await.iter().map(revision).collect::<Vec<_>>(), [at]);
+        next += 2;
+    }
     served.stop().await;
 }
 

@@ -3,11 +3,11 @@
 use std::{
     collections::HashMap,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
-use sharded_etcd_core::keyspace::ShardIx;
+use sharded_etcd_core::{keyspace::ShardIx, line::Fold};
 use sharded_etcd_shard::Result;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -28,10 +28,13 @@ const MESSAGES_MAX: usize = 64;
 /// How often counters are published, and what failed is tried again.
 const TICK: Duration = Duration::from_millis(250);
 
+/// Counts the times that the hub fell asleep or woke up; what base streams of an earlier phase still say is not heard.
+pub(crate) type Phase = u64;
+
 /// What the hub's task is told.
 pub(crate) enum Message {
-    Ready { shard: ShardIx, revisions: Vec<Arc<Revision>>, upto: i64 },
-    Gap { shard: ShardIx, upto: i64 },
+    Ready { phase: Phase, shard: ShardIx, revisions: Vec<Arc<Revision>>, upto: i64 },
+    Gap { phase: Phase, shard: ShardIx, upto: i64 },
     GraceOver { shard: ShardIx, ready: i64 },
     Open { stream: StreamId, room: Arc<Room>, deliveries: mpsc::Sender<Delivery> },
     Close { stream: StreamId },
@@ -45,6 +48,14 @@ pub(crate) enum Message {
     ReplayEnded { replay: ReplayId, outcome: ReplayOutcome },
 }
 
+/// Whether anybody watches.
+#[derive(Debug, Clone, Copy)]
+enum Idle {
+    No,
+    Since(Instant),
+    Asleep,
+}
+
 /// The hub's task.
 pub(crate) struct Actor {
     reading: Reading,
@@ -56,6 +67,9 @@ pub(crate) struct Actor {
     wanted: HashMap<WatcherId, Arc<WatchSpec>>,
     /// Ends the base stream of each shard that has one.
     bases: HashMap<ShardIx, CancellationToken>,
+    phase: Phase,
+    /// Since when there has been no watcher; while asleep, base streams read only the topology's own records.
+    idle: Idle,
     stats: Arc<Stats>,
     events_counted: u64,
 }
@@ -67,16 +81,7 @@ impl Actor {
         inbox: mpsc::Receiver<Message>,
         stats: Arc<Stats>,
     ) -> Self {
-        let (merge, shards) = reading.ctx.line.with_fold(|fold| {
-            let shards: Vec<_> = fold
-                .shards()
-                .iter()
-                .enumerate()
-                .filter(|(_, s)| !s.left)
-                .map(|(i, s)| (ShardIx(i as u32), s.v))
-                .collect();
-            (Merge::new(fold, options.window()), shards)
-        });
+        let merge = reading.ctx.line.with_fold(|fold| Merge::new(fold, options.window()));
         let mut actor = Self {
             reading,
             options,
@@ -85,12 +90,12 @@ impl Actor {
             streams: HashMap::new(),
             wanted: HashMap::new(),
             bases: HashMap::new(),
+            phase: 0,
+            idle: Idle::Asleep,
             stats,
             events_counted: 0,
         };
-        for (shard, local) in shards {
-            actor.start_base(shard, local);
-        }
+        actor.begin_phase(Idle::Asleep);
         actor.publish();
         actor
     }
@@ -117,6 +122,7 @@ impl Actor {
                 }
                 _ = tick.tick() => {
                     self.merge.retry();
+                    self.look_whether_idle();
                     self.publish();
                 }
                 () = std::future::ready(()), if more => {}
@@ -141,10 +147,11 @@ impl Actor {
     fn take(&mut self, message: Message) {
         let line = Arc::clone(&self.reading.ctx.line);
         match message {
-            Message::Ready { shard, revisions, upto } => {
+            Message::Ready { phase, .. } | Message::Gap { phase, .. } if phase != self.phase => {}
+            Message::Ready { shard, revisions, upto, .. } => {
                 line.with_fold(|fold| self.merge.ready(fold, shard, revisions, upto));
             }
-            Message::Gap { shard, upto } => line.with_fold(|fold| self.merge.gap(fold, shard, upto)),
+            Message::Gap { shard, upto, .. } => line.with_fold(|fold| self.merge.gap(fold, shard, upto)),
             Message::GraceOver { shard, ready } => self.merge.grace_over(shard, ready),
             Message::Open { stream, room, deliveries } => {
                 self.streams.insert(stream, deliveries);
@@ -152,6 +159,10 @@ impl Actor {
             }
             Message::Close { stream } => self.close(stream),
             Message::Watch { stream, id, spec, reply } => {
+                if matches!(self.idle, Idle::Asleep) {
+                    self.begin_phase(Idle::No);
+                }
+                self.idle = Idle::No;
                 // First, so that events read from now on come with what it wants.
                 if spec.prev_kv {
                     self.reading.wanted.write().insert(&spec.range, id);
@@ -235,11 +246,42 @@ impl Actor {
         });
     }
 
+    /// Falls asleep or wakes up: all shards are read in another way, from the line's revision on.
+    fn begin_phase(&mut self, idle: Idle) {
+        self.idle = idle;
+        self.phase += 1;
+        self.stats.asleep.store(matches!(idle, Idle::Asleep), Ordering::Relaxed);
+        for (_, stop) in self.bases.drain() {
+            stop.cancel();
+        }
+        let merge = &mut self.merge;
+        let begin = |fold: &Fold| {
+            merge.begin_again(fold);
+            let shards = fold.shards().iter().enumerate().filter(|(_, s)| !s.left);
+            shards.map(|(i, s)| (ShardIx(i as u32), s.v)).collect::<Vec<_>>()
+        };
+        for (shard, local) in self.reading.ctx.line.with_fold(begin) {
+            self.start_base(shard, local);
+        }
+    }
+
     fn start_base(&mut self, shard: ShardIx, local: i64) {
         let stop = self.reading.ctx.shutdown.child_token();
         self.bases.insert(shard, stop.clone());
-        let base = BaseStream::behind(self.reading.clone(), shard, local);
+        let asleep = matches!(self.idle, Idle::Asleep);
+        let base = BaseStream::behind(self.reading.clone(), shard, local, self.phase, asleep);
         self.reading.ctx.tasks.spawn(base.run(stop));
+    }
+
+    /// Falls asleep once nobody has watched for a while.
+    fn look_whether_idle(&mut self) {
+        match (self.merge.counts().0, self.idle) {
+            (0, Idle::No) => self.idle = Idle::Since(Instant::now()),
+            (0, Idle::Since(since)) if since.elapsed() >= self.options.sleep_after => {
+                self.begin_phase(Idle::Asleep);
+            }
+            _ => {}
+        }
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {

@@ -226,6 +226,17 @@ impl Merge {
         joined
     }
 
+    /// Begins again at the fold's revision, without watchers: what the windows hold is forgotten, and shards are read from
+    /// behind their local revisions.
+    pub(crate) fn begin_again(&mut self, fold: &Fold) {
+        debug_assert!(self.watchers.is_empty());
+        self.head = fold.revision;
+        self.lanes.clear();
+        for shard in fold.shards() {
+            self.add_lane(shard.v);
+        }
+    }
+
     fn add_lane(&mut self, ready: i64) {
         let window = Window::starting_behind(ready);
         self.lanes.push(Lane { window, late: false, grace: None, parked: Vec::new(), swept: None });
@@ -441,6 +452,11 @@ impl Merge {
 
     /// Merges from `head` on. True if it stopped only as the step grew long.
     fn advance_live(&mut self, fold: &Fold) -> bool {
+        if self.watchers.is_empty() {
+            // Nobody waits for anything; shards need not even be read.
+            self.head = fold.revision;
+            return false;
+        }
         let begin = self.head;
         if !is_known(fold, begin) {
             self.end_live_ones_below(fold.compacted);

@@ -3,6 +3,9 @@
 //! One base stream follows each shard in whole, hidden space included. Its events are translated as soon as they are
 //! part of the line: kept if the shard owned the key at the event's revision, so copies that a move makes and what a
 //! purge deletes never show. The [`merge`] then hands them to watchers in the line's order.
+//!
+//! While nobody watches the hub sleeps: base streams read the topology's own records only, and begin again at the line's
+//! revision when a watcher comes. What it wants of the past is read as history.
 
 mod actor;
 mod event;
@@ -19,7 +22,7 @@ mod window;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -45,11 +48,18 @@ pub struct HubOptions {
     pub window_revisions_max: usize,
     /// How long watchers wait for events of a shard that do not concern them, before they go on without. 200 ms.
     pub grace: Duration,
+    /// After how long without any watcher shards are no longer read, but for the topology's own records. 30 s.
+    pub sleep_after: Duration,
 }
 
 impl Default for HubOptions {
     fn default() -> Self {
-        Self { window_bytes_max: 64 << 20, window_revisions_max: 50_000, grace: Duration::from_millis(200) }
+        Self {
+            window_bytes_max: 64 << 20,
+            window_revisions_max: 50_000,
+            grace: Duration::from_millis(200),
+            sleep_after: Duration::from_secs(30),
+        }
     }
 }
 
@@ -63,6 +73,7 @@ impl HubOptions {
 #[derive(Debug, Default)]
 struct Stats {
     passed: AtomicI64,
+    asleep: AtomicBool,
 }
 
 /// The watch hub of a proxy. See the module's documentation.
@@ -106,6 +117,11 @@ impl Hub {
     /// quarter of a second old, and does not go back below what watchers need except for one that starts in the past.
     pub fn passed(&self) -> i64 {
         self.stats.passed.load(Ordering::Relaxed)
+    }
+
+    /// True while nobody watches and shards are not read.
+    pub fn is_asleep(&self) -> bool {
+        self.stats.asleep.load(Ordering::Relaxed)
     }
 
     /// Tells whenever a fence of a shard was written, as soon as the shard's stream says so; also before the line covers

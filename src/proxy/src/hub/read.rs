@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use super::{
-    actor::Message,
+    actor::{Message, Phase},
     overrides::Overrides,
     translate::{RawRevision, Translator, WantedPrev},
 };
@@ -53,10 +53,13 @@ impl Reading {
 
 /// Opens a watch over everything in a shard, the hidden space too, from a local revision on.
 pub(crate) async fn open(shard: &dyn Shard, from: i64) -> Result<WatchStream> {
-    let everything = Bytes::from_static(b"\0");
+    open_above(shard, b"\0", from).await
+}
+
+async fn open_above(shard: &dyn Shard, key: &'static [u8], from: i64) -> Result<WatchStream> {
     let create = pb::WatchCreateRequest {
-        key: everything.clone(),
-        range_end: everything,
+        key: Bytes::from_static(key),
+        range_end: Bytes::from_static(b"\0"),
         start_revision: from,
         ..Default::default()
     };
@@ -97,6 +100,9 @@ pub(crate) fn read(response: pb::WatchResponse) -> Result<Read> {
 pub(crate) struct BaseStream {
     reading: Reading,
     shard: ShardIx,
+    phase: Phase,
+    /// Nobody watches: only the topology's own records are read.
+    asleep: bool,
     /// First local revision not read yet.
     next: i64,
     translator: Translator,
@@ -123,11 +129,13 @@ impl From<ShardError> for Broken {
 
 impl BaseStream {
     /// A base stream from behind a local revision.
-    pub(crate) fn behind(reading: Reading, shard: ShardIx, local: i64) -> Self {
+    pub(crate) fn behind(reading: Reading, shard: ShardIx, local: i64, phase: Phase, asleep: bool) -> Self {
         let translator = reading.translator(shard);
         Self {
             reading,
             shard,
+            phase,
+            asleep,
             next: local + 1,
             translator,
             ahead: VecDeque::new(),
@@ -173,7 +181,8 @@ impl BaseStream {
             Ok(connection) => connection,
             Err(error) => return error.into(),
         };
-        let mut events = match open(connection.as_ref(), self.next).await {
+        let from = if self.asleep { RESERVED } else { b"\0" };
+        let mut events = match open_above(connection.as_ref(), from, self.next).await {
             Ok(events) => events,
             Err(error) => return error.into(),
         };
@@ -210,6 +219,9 @@ impl BaseStream {
             }
             self.next = revision.local + 1;
             self.look_at_records(&revision);
+            if self.asleep {
+                continue;
+            }
             self.ahead_bytes += revision.bytes();
             self.ahead.push_back(revision);
         }
@@ -255,7 +267,7 @@ impl BaseStream {
                     }
                 }
             };
-            let ready = Message::Ready { shard: self.shard, revisions, upto };
+            let ready = Message::Ready { phase: self.phase, shard: self.shard, revisions, upto };
             self.reading.inbox.send(ready).await.map_err(|_| Broken::Closed)?;
         }
     }
@@ -280,6 +292,11 @@ impl BaseStream {
             return None;
         }
         let upto = self.reading.ctx.line.cut().v(self.shard);
+        if self.asleep {
+            // Fences that were written there are read by whoever waits for one.
+            self.next = upto + 1;
+            return None;
+        }
         tracing::error!(
             shard = self.shard.0,
             from = self.next,
@@ -290,7 +307,7 @@ impl BaseStream {
         self.ahead_bytes = 0;
         self.translator.skip();
         self.next = upto + 1;
-        let gap = Message::Gap { shard: self.shard, upto };
+        let gap = Message::Gap { phase: self.phase, shard: self.shard, upto };
         self.reading.inbox.send(gap).await.err().map(|_| Broken::Closed)
     }
 }
