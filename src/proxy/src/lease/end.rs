@@ -311,9 +311,11 @@ impl Leases {
                 }
             }
         }
-        if deleted_at > 0 {
-            self.ctx.line.cover(shard, deleted_at).await.map_err(line_status)?;
+        if deleted_at == 0 {
+            // Another helper may have deleted them a moment ago, and died before the line covered that.
+            deleted_at = self.newest_local(connection.as_ref(), shard, facts.id).await?;
         }
+        self.ctx.line.cover(shard, deleted_at).await.map_err(line_status)?;
         Ok(true)
     }
 

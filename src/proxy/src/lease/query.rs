@@ -6,10 +6,11 @@ use bytes::Bytes;
 use sharded_etcd_core::{
     keyspace::{KeyRange, ShardIx, successor},
     lease::visible_keys,
-    records::{LEASE_PREFIX, LeaseRecord, LeaseState, Record, lease_id_of_key},
+    records::{LEASE_PREFIX, LeaseRecord, LeaseState, Record, lease_id_of_key, lease_marker_key},
 };
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_line::Cut;
+use sharded_etcd_shard::Shard;
 use tonic::Status;
 
 use super::{Leases, meta_status};
@@ -76,9 +77,22 @@ impl Leases {
         let request = pb::LeaseTimeToLiveRequest { id, keys: true };
         let answer = connection.lease_time_to_live(request).await.map_err(named)?;
         // It shows state, so the line has to cover it.
-        let local = answer.header.map_or(0, |h| h.revision);
+        let local = self.newest_local(connection.as_ref(), shard, id).await?;
         self.ctx.line.cover(shard, local).await.map_err(line_status)?;
         Ok(visible_keys(&answer.keys, &cut.map, shard))
+    }
+
+    /// A local revision that is not below what any earlier answer of the shard showed. The header of
+    /// `LeaseTimeToLive` is none: a member that asks its leader for the rest fills in its own revision.
+    pub(super) async fn newest_local(
+        &self,
+        connection: &dyn Shard,
+        shard: ShardIx,
+        id: i64,
+    ) -> Result<i64, Status> {
+        let get = pb::RangeRequest { key: lease_marker_key(id), count_only: true, ..Default::default() };
+        let answer = connection.range(get).await.map_err(|e| self.shard_status(shard, e))?;
+        Ok(answer.header.map_or(0, |h| h.revision))
     }
 
     /// etcd's `Lease.LeaseLeases`: all leases of clients.
