@@ -278,6 +278,7 @@ fn lock(path: &Path) -> Result<File, DataDirError> {
     let locked = loop {
         match file.try_lock() {
             // A process that was killed a moment ago holds it until the system has closed its files.
+            #[allow(clippy::disallowed_methods, reason = "nothing else runs yet")]
             Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_PATIENCE => {
                 std::thread::sleep(LOCK_LOOK)
             }

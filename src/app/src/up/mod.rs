@@ -236,6 +236,7 @@ impl Up {
                     settle: SETTLE,
                     ..ManagerOptions::new(Arc::clone(&line), Arc::clone(&checked), topology.subscribe(), NAME)
                 });
+                proxy.context().metrics.with_registry(|registry| manager.register_metrics(registry));
                 let (told, stop) = (Vec::new(), CancellationToken::new());
                 tokio::spawn(progress::show(Arc::clone(manager.progress()), Arc::clone(&line), stop.clone()));
                 let pending = None;

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep};
 use crate::harness::{Engine, Up, run};
 
 /// How long one spec is run at least, while it is re-balanced.
-fn phase() -> Duration {
+pub(crate) fn phase() -> Duration {
     let seconds = std::env::var("SHARDED_ETCD_ACCEPTANCE_SECONDS").ok();
     let total: u64 =
         seconds.map_or(48, |text| text.parse().expect("SHARDED_ETCD_ACCEPTANCE_SECONDS is a number"));
@@ -32,6 +32,9 @@ fn phase() -> Duration {
 
 /// How long a re-balancing may take; a busy machine makes it slow.
 const BALANCE_LIMIT: Duration = Duration::from_secs(90);
+
+/// One load at a time: two of them on two cores would measure each other.
+pub(crate) static ONE_LOAD: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// What the file says, one after the other.
 const SPECS: [&str; 4] = [
@@ -42,13 +45,13 @@ const SPECS: [&str; 4] = [
 ];
 
 /// The load, in its own process.
-struct Load {
+pub(crate) struct Load {
     process: Process,
     until: PathBuf,
 }
 
 impl Load {
-    async fn start(folder: &Path, endpoints: &str, more: &[&str]) -> Self {
+    pub(crate) async fn start(folder: &Path, endpoints: &str, more: &[&str]) -> Self {
         let until = folder.join("stop-the-load");
         let report = folder.join("report.json");
         let mut command = Command::new(tools::program(Tools::Workload, "workload").await.unwrap());
@@ -61,7 +64,7 @@ impl Load {
     }
 
     /// Ends it; it has to have found nothing wrong.
-    async fn judge(mut self) {
+    pub(crate) async fn judge(mut self) {
         std::fs::write(&self.until, "").unwrap();
         let status = self.process.wait(Duration::from_secs(240)).await.unwrap();
         let log = self.process.log();
@@ -93,7 +96,7 @@ fn status(up: &Up) -> Option<Value> {
 }
 
 /// Waits until the shards are as many as asked for, all serve, and nothing moves any more.
-async fn wait_settled(up: &Up, shards: usize) {
+pub(crate) async fn wait_settled(up: &Up, shards: usize) {
     let mut last = None;
     let what = format!("{shards} shards serve and nothing moves");
     let settled = wait_until(&what, BALANCE_LIMIT, || {
@@ -142,6 +145,7 @@ async fn verify_seed(up: &Up) {
 
 /// Shards come and go, pins change, and clients do not notice.
 async fn live(engine: Engine) {
+    let _one = ONE_LOAD.lock().await;
     let mut up = Up::file(engine, SPECS[0]).await;
     seed(&up).await;
     let load = Load::start(up.data().parent().unwrap(), &up.endpoint(), &[]).await;
@@ -164,6 +168,7 @@ async fn live(engine: Engine) {
 
 /// The same while the process is killed again and again.
 async fn killed(engine: Engine) {
+    let _one = ONE_LOAD.lock().await;
     let mut up = Up::file(engine, SPECS[0]).await;
     seed(&up).await;
     let load = Load::start(up.data().parent().unwrap(), &up.endpoint(), &["--tolerate-unavailable"]).await;
@@ -208,6 +213,7 @@ async fn real_etcd_killed_ten_times() {
 /// One etcd stands still for ten seconds: its ranges fail and name it, all others go on, and nothing is lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_etcd_stopped_for_ten_seconds() {
+    let _one = ONE_LOAD.lock().await;
     let up = Up::file(Engine::Etcd, "shards: 3\nkeyspace: {presplit: [/b/, /c/]}\nrebalance: {mode: Paused}")
         .await;
     let load = Load::start(

@@ -8,11 +8,15 @@ use sharded_etcd_shard::{Shard, WatchStream, etcd::EtcdShard};
 use sharded_etcd_testkit::{Process, free_port, wait_until};
 use tokio::time::timeout;
 
-use crate::harness::{Engine, Up, client, spawn};
+use crate::{
+    harness::{Engine, Up, client, spawn},
+    rebalance::{Load, ONE_LOAD, phase, wait_settled},
+};
 
 /// A proxy in a process of its own.
 struct Proxy {
     process: Process,
+    endpoint: String,
     client: EtcdShard,
 }
 
@@ -28,7 +32,7 @@ async fn proxy(up: &Up, name: &str) -> Proxy {
     })
     .await
     .unwrap();
-    Proxy { process, client: client(&endpoint) }
+    Proxy { process, client: client(&endpoint), endpoint }
 }
 
 fn put(key: String, value: String) -> pb::PutRequest {
@@ -117,4 +121,24 @@ async fn go_on_when_the_other_is_killed() {
     assert_eq!((read.kvs[0].value.as_ref(), read.header.unwrap().revision), (&b"v"[..], written));
     two.client.put(put("k".into(), "w".into())).await.unwrap();
     assert_eq!(up.ctl(&["get", "k", "--print-value-only"]).await, "w\n");
+}
+
+/// Clients are spread over two proxies in processes of their own, while the shard manager of a third process moves what
+/// they write, and shards come and go in the routing file.
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_clients_while_shards_come_and_go() {
+    let _one = ONE_LOAD.lock().await;
+    let up = Up::file(Engine::Etcd, "shards: 2").await;
+    let mut proxies = [proxy(&up, "one").await, proxy(&up, "two").await];
+    let endpoints = format!("{},{}", proxies[0].endpoint, proxies[1].endpoint);
+    let load = Load::start(up.data().parent().unwrap(), &endpoints, &[]).await;
+    for shards in [2, 3, 1] {
+        up.save(&format!("shards: {shards}"));
+        tokio::time::sleep(phase() / 2).await;
+        wait_settled(&up, shards).await;
+    }
+    for proxy in &mut proxies {
+        proxy.process.check_running().unwrap();
+    }
+    load.judge().await;
 }
