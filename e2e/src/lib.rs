@@ -22,7 +22,10 @@ pub fn program() -> Result<PathBuf> {
     let folder = test.ancestors().nth(2).context("the test runs from an odd place")?;
     let program = folder.join("sharded-etcd");
     if !program.exists() {
-        bail!("{} is not built: run the tests with `cargo test --workspace` or `make test`", program.display());
+        bail!(
+            "{} is not built: run the tests with `cargo test --workspace` or `make test`",
+            program.display()
+        );
     }
     Ok(program)
 }

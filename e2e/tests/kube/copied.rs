@@ -13,10 +13,13 @@ use tokio::process::Command;
 
 use super::*;
 
-/// Boundaries that deal what the objects store out to all shards, one of them inside the pods of a namespace.
-const KEYSPACE: &str = "{splittable: [/registry/], presplit: [/registry/configmaps/, /registry/events/, \
-                        /registry/leases/, /registry/pods/, /registry/pods/team-1/pod-3, /registry/secrets/, \
-                        /registry/services/]}";
+/// Six ranges, two on each shard; the border of two shards is among the pods of a namespace.
+fn keyspace() -> String {
+    let presplit = format!(
+        "[/registry/configmaps/, /registry/leases/, /registry/pods/, {PODS_PARTED}, /registry/secrets/]"
+    );
+    format!("{{splittable: [/registry/], presplit: {presplit}}}")
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_a_kube_apiserver_stores_is_copied_key_by_key_and_value_by_value() -> Result<()> {
@@ -25,8 +28,9 @@ async fn everything_a_kube_apiserver_stores_is_copied_key_by_key_and_value_by_va
 
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("kube.yaml");
-    save_topology(&file, KEYSPACE)?;
+    save_topology(&file, &keyspace())?;
     let up = Up::start(&folder.path().join("data"), &["-f", &file.display().to_string()]).await?;
+    pods_are_on_two_shards(&status(&up).await?)?;
     let copied = workload(&["copy", "--from", &etcd.endpoint(), "--to", &up.endpoint]).await?;
     println!("{}", copied.trim());
 
@@ -63,7 +67,6 @@ async fn store_objects(etcd: &EtcdProcess) -> Result<()> {
 /// Compares all keys and values with the official client, and returns how many there are.
 async fn compare(etcd: &EtcdProcess, up: &Up) -> Result<usize> {
     let printed = workload(&["diff", "--a", &etcd.endpoint(), "--b", &up.endpoint]).await?;
-    println!("{}", printed.trim());
     let equal = printed.lines().last().and_then(|line| line.split(' ').next()).and_then(|n| n.parse().ok());
     let count = pb::RangeRequest { count_only: true, ..range("\0", "\0") };
     let counts =
@@ -91,9 +94,9 @@ fn requests() -> Vec<pb::RangeRequest> {
         range("/registry/", "/registry0"),
         range("/registry/pods/", "/registry/pods0"),
         range("/registry/pods/team-1/", "/registry/pods/team-10"),
-        range("/registry/pods/team-1/pod-2", "/registry/pods/team-1/pod-4"),
-        range("/registry/pods/team-1/pod-301", ""),
-        range("/registry/pods/team-1/pod-3", "\0"),
+        range("/registry/pods/team-1/pod-04", "/registry/pods/team-1/pod-07"),
+        range("/registry/pods/team-1/pod-053", ""),
+        range("/registry/pods/team-1/pod-05", "\0"),
         range("/registry/leases/team-2/node-1", "/registry/secrets/team-1/"),
         range("/registry/secrets/team-3/secret-299", "\0"),
         range("/registry/nothing", "/registry/nothing0"),

@@ -3,10 +3,11 @@
 
 mod copied;
 mod objects;
+mod served;
 
 use std::{path::Path, process::Command, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use sharded_etcd_e2e::{Up, program};
@@ -19,6 +20,9 @@ use sharded_etcd_testkit::{KubeApiserver, wait_until};
 
 /// How long one command may take on a busy machine; most take a tenth of a second.
 const SOON: Duration = Duration::from_secs(60);
+
+/// Where the topologies part the pods of a namespace, between those of two shards.
+const PODS_PARTED: &str = "/registry/pods/team-1/pod-05";
 
 /// How many kubectls create objects at a time: each one waits for the answer before it sends the next object.
 const LANES: usize = 12;
@@ -53,7 +57,7 @@ async fn kubectl(server: &KubeApiserver, arguments: &[&str]) -> Result<String> {
     output.success().with_context(|| format!("kubectl {}", arguments.join(" ")))
 }
 
-/// Saves a topology of three shards with this keyspace and these pins (YAML, on one line each).
+/// Saves a topology of three shards with this keyspace, YAML on one line.
 fn save_topology(file: &Path, keyspace: &str) -> Result<()> {
     let text = format!(
         "apiVersion: shardedetcd.io/v1alpha1\nkind: ShardedEtcd\nmetadata: {{name: kube}}\n\
@@ -86,6 +90,25 @@ async fn settled(up: &Up) -> Result<Value> {
         (is(&status, "Balanced", "True") && is(&status, "Reconciling", "False")).then_some(status)
     })
     .await
+}
+
+/// The number of the shard that owns a key.
+fn owner(status: &Value, key: &str) -> Result<u32> {
+    for range in status["rangeMap"]["ranges"].as_array().into_iter().flatten() {
+        let (start, end) = (range["start"].as_str().unwrap_or(""), range["end"].as_str().unwrap_or(""));
+        if start <= key && (end.is_empty() || key < end) {
+            let shard = range["shard"].as_str().and_then(|shard| shard.strip_prefix("shard-"));
+            return Ok(shard.context("a range has no shard")?.parse()?);
+        }
+    }
+    bail!("no range holds {key}")
+}
+
+/// Fails unless [`PODS_PARTED`] is a border between two shards.
+fn pods_are_on_two_shards(status: &Value) -> Result<()> {
+    let (below, above) = (owner(status, "/registry/pods/team-1/pod-049")?, owner(status, PODS_PARTED)?);
+    ensure!(below != above, "all pods are on shard {below}");
+    Ok(())
 }
 
 /// A client of any endpoint.

@@ -38,7 +38,8 @@ pub fn foundation() -> Vec<Value> {
 
 /// Exactly [`OBJECTS`] objects; custom resources are stored as JSON, all others as protobuf.
 pub fn everything() -> Vec<Value> {
-    let kinds: [(usize, fn(usize) -> Value); 8] = [
+    type Make = fn(usize) -> Value;
+    let kinds: [(usize, Make); 8] = [
         (600, pod),
         (400, config_map),
         (300, secret),
@@ -60,7 +61,7 @@ pub fn pod(n: usize) -> Value {
 pub fn config_map(n: usize) -> Value {
     let text = "ключ=värde\n".repeat(if n % 100 == 7 { 8_000 } else { 1 + n % 40 });
     let mut content = json!({"data": {"settings": text}});
-    if n % 10 == 0 {
+    if n.is_multiple_of(10) {
         content["binaryData"] = json!({"image": "AAECAwT//v38"});
     }
     object("v1", "ConfigMap", &format!("config-{n:03}"), n, content)
