@@ -194,10 +194,11 @@ impl Control {
     /// Splits and merges that somebody began are finished before anything is planned on them.
     async fn finish_reshapes(&self) -> Vec<Wait> {
         let cut = self.line.cut();
+        let unreachable = self.sizes.unreachable();
         let mut failures = Vec::new();
         for (i, left) in cut.left.iter().enumerate() {
             let ix = ShardIx(u32::try_from(i).unwrap_or(u32::MAX));
-            if *left {
+            if *left || unreachable.contains_key(&ix) {
                 continue;
             }
             if let Err(error) = self.reshaper.finish_pending(ix).await {
@@ -214,15 +215,12 @@ impl Control {
             Action::Split { rid, at, .. } => {
                 let Some((left, right)) = self.reshaper.split(rid, at, &id).await? else { return Ok(false) };
                 self.sizes.split(rid, at, &left, &right);
-                self.progress.counters.splits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                self.progress.counters.splits.inc();
                 Ok(true)
             }
             Action::Merge { left, right, .. } => {
                 let done = self.reshaper.merge(left, right, &id).await?.is_some();
-                self.progress
-                    .counters
-                    .merges
-                    .fetch_add(u64::from(done), std::sync::atomic::Ordering::Relaxed);
+                self.progress.counters.merges.inc_by(u64::from(done));
                 Ok(done)
             }
             Action::Move { rid, range, to } => {

@@ -91,10 +91,11 @@ impl History {
             }
             due
         };
+        self.checkpoint().await?;
         if due {
             self.compact_shards().await?;
         }
-        self.checkpoint().await
+        Ok(())
     }
 
     /// Compacts the line at the revision of one retention ago.
@@ -184,8 +185,15 @@ impl History {
             if record.phase != MovePhase::Copying {
                 continue;
             }
-            let destination = self.shards.get(record.to).await?;
-            let cursor = destination.range(get(cursor_key(&record.id))).await?.kvs.pop();
+            let cursor = async {
+                let destination = self.shards.get(record.to).await?;
+                Ok::<_, ShardError>(destination.range(get(cursor_key(&record.id))).await?.kvs.pop())
+            };
+            let Ok(cursor) = cursor.await else {
+                // Not known how far it is.
+                held.insert(record.from, 0);
+                continue;
+            };
             let Some(cursor) = cursor else { continue };
             let copied_at = cursor.mod_revision;
             let cursor = Cursor::decode(&cursor.value)?;

@@ -11,6 +11,7 @@ mod history;
 mod leader;
 mod manager;
 mod members;
+mod metrics;
 mod mover;
 mod progress;
 mod report;
@@ -22,13 +23,14 @@ pub use admin::{AdminService, ReadResource};
 pub use error::ManagerError;
 pub use history::HistoryOptions;
 pub use manager::{Manager, ManagerOptions};
+pub use metrics::MoveCounters;
 pub use mover::{
     MoverContext, MoverOptions, Outcome,
     failpoint::{Failpoints, Point, Proceed, When},
     run_move,
     throttle::Throttle,
 };
-pub use progress::{FinishedMove, MoveCounters, MoveProgress, Progress};
+pub use progress::{FinishedMove, MoveProgress, Progress};
 pub use reshape::Reshaper;
 pub use sizes::{RangeSize, Sizes};
 pub use status::{ManagerStatus, MoveReport, Report, ShardReport};

@@ -111,6 +111,11 @@ impl Manager {
         &self.progress
     }
 
+    /// Adds its metrics to a registry.
+    pub fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
+        self.progress.counters.register(registry);
+    }
+
     /// Sizes of the ranges, for the admin service of the same process.
     pub fn sizes(&self) -> &Arc<Sizes> {
         &self.sizes

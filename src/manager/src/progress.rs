@@ -1,10 +1,6 @@
 //! Progress of the moves that this process executes, for people and for metrics.
 
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -15,12 +11,10 @@ use sharded_etcd_core::{
 };
 use tokio::sync::watch;
 
-use crate::{error::Result, mover::Outcome};
+use crate::{error::Result, metrics::MoveCounters, mover::Outcome};
 
 /// Finished moves that are remembered.
 const HISTORY_MAX: usize = 100;
-/// Stalls that are remembered for the histogram between two scrapes.
-const STALLS_MAX: usize = 10_000;
 
 /// One move under way, as its executor sees it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -57,7 +51,8 @@ impl MoveProgress {
     pub fn percent(&self) -> u64 {
         match self.phase {
             "purge" => 100,
-            "copy" | "open" => (self.keys_done * 95).checked_div(self.keys_total).unwrap_or(95).min(95),
+            "open" => 0,
+            "copy" => (self.keys_done * 95).checked_div(self.keys_total).unwrap_or(0).min(95),
             _ => 97,
         }
     }
@@ -72,33 +67,6 @@ pub struct FinishedMove {
     pub last: MoveProgress,
     /// `None` if it succeeded.
     pub failure: Option<String>,
-}
-
-/// Counters over all moves of this process.
-#[derive(Debug, Default)]
-pub struct MoveCounters {
-    /// Moves that ended with a new owner.
-    pub moved: AtomicU64,
-    /// Moves that were aborted.
-    pub aborted: AtomicU64,
-    /// Executions that failed and were tried again.
-    pub retried: AtomicU64,
-    /// Bytes imported.
-    pub bytes: AtomicU64,
-    /// Keys imported.
-    pub keys: AtomicU64,
-    /// Splits done.
-    pub splits: AtomicU64,
-    /// Merges done.
-    pub merges: AtomicU64,
-    stalls: Mutex<Vec<Duration>>,
-}
-
-impl MoveCounters {
-    /// Takes the write stalls since the last call, for a histogram; at most 10,000.
-    pub fn take_stalls(&self) -> Vec<Duration> {
-        std::mem::take(&mut self.stalls.lock())
-    }
 }
 
 /// Progress of all moves; see [`Progress::subscribe`].
@@ -168,30 +136,25 @@ impl Progress {
         if let Some(progress) = self.moves.lock().get_mut(rid) {
             let (bytes, keys) = (progress.bytes_done, progress.keys_done);
             change(progress);
-            self.counters.bytes.fetch_add(progress.bytes_done.saturating_sub(bytes), Ordering::Relaxed);
-            self.counters.keys.fetch_add(progress.keys_done.saturating_sub(keys), Ordering::Relaxed);
+            self.counters.bytes.inc_by(progress.bytes_done.saturating_sub(bytes));
+            self.counters.keys.inc_by(progress.keys_done.saturating_sub(keys));
         }
         self.notify();
     }
 
     pub(crate) fn stalled(&self, rid: &Rid, stall: Duration) {
-        {
-            let mut stalls = self.counters.stalls.lock();
-            if stalls.len() < STALLS_MAX {
-                stalls.push(stall);
-            }
-        }
+        self.counters.stalled(stall);
         self.update(rid, |p| p.stall_ms = Some(u64::try_from(stall.as_millis()).unwrap_or(u64::MAX)));
     }
 
     pub(crate) fn end(&self, rid: &Rid, outcome: &Result<Outcome>, phase: Option<MovePhase>) {
         let failure = match outcome {
             Ok(Outcome::Moved) => {
-                self.counters.moved.fetch_add(1, Ordering::Relaxed);
+                self.counters.moved.inc();
                 None
             }
             Ok(Outcome::Aborted(reason)) => {
-                self.counters.aborted.fetch_add(1, Ordering::Relaxed);
+                self.counters.aborted.inc();
                 Some(reason.clone())
             }
             Ok(Outcome::NotFound) => {
@@ -199,7 +162,7 @@ impl Progress {
                 return;
             }
             Err(error) => {
-                self.counters.retried.fetch_add(1, Ordering::Relaxed);
+                self.counters.retried.inc();
                 tracing::warn!(%rid, ?phase, %error, "move is interrupted; it goes on later");
                 self.update(rid, |p| p.message = error.to_string());
                 return;
@@ -218,6 +181,8 @@ impl Progress {
     }
 
     fn notify(&self) {
+        let phases: Vec<&'static str> = self.moves.lock().values().map(|m| m.phase).collect();
+        self.counters.phases(&phases);
         self.changed.send_modify(|n| *n += 1);
     }
 }

@@ -15,6 +15,7 @@ use sharded_etcd_core::{
 };
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_line::{Cut, Line, Shards};
+use sharded_etcd_shard::{Shard, ShardError};
 use tokio::time::Instant;
 
 use crate::mover::read::KeyReader;
@@ -25,6 +26,8 @@ const CUTS_MAX: usize = 256;
 const REST_FACTOR: u32 = 10;
 /// Least time between two reads of a range.
 const REST_MIN: Duration = Duration::from_secs(1);
+/// A shard that does not answer for so long counts as unreachable.
+const SHARD_WAIT: Duration = Duration::from_secs(2);
 /// After this time a range that was written to is read again, whatever its count says: values may have grown.
 const AGE_MAX: Duration = Duration::from_secs(300);
 
@@ -102,16 +105,14 @@ impl Sizes {
         }
         let cut = self.line.cut();
         self.known.lock().retain(|rid, _| cut.map.by_rid(rid).is_some());
-        let mut unreachable = HashMap::new();
-        for (i, left) in cut.left.iter().enumerate() {
+        let joined = (0..cut.names.len()).filter(|&i| !cut.left[i]);
+        let looks = joined.map(|i| {
             let ix = ShardIx(u32::try_from(i).unwrap_or(u32::MAX));
-            if *left {
-                continue;
-            }
-            if let Err(error) = self.refresh_shard(ix, &cut, &rules, &wanted).await {
-                unreachable.insert(ix, error.to_string());
-            }
-        }
+            let (cut, rules, wanted) = (&cut, &rules, &wanted);
+            async move { Some((ix, self.refresh_shard(ix, cut, rules, wanted).await.err()?)) }
+        });
+        // Side by side: a shard that hangs must not keep the others waiting for longer than its own answer takes.
+        let unreachable = futures::future::join_all(looks).await.into_iter().flatten().collect();
         *self.unreachable.lock() = unreachable;
     }
 
@@ -121,10 +122,27 @@ impl Sizes {
         cut: &Cut,
         rules: &Rules,
         wanted: &[Bytes],
-    ) -> Result<(), sharded_etcd_shard::ShardError> {
-        let shard = self.shards.get(ix).await?;
-        // Also asked of a shard without ranges: does it answer?
-        shard.status().await?;
+    ) -> Result<(), String> {
+        let reach = async {
+            let shard = self.shards.get(ix).await?;
+            // Also asked of a shard without ranges: does it answer?
+            shard.status().await?;
+            Ok::<_, ShardError>(shard)
+        };
+        let slow = |_| format!("{}: no answer within {} s", cut.name(ix), SHARD_WAIT.as_secs());
+        let shard =
+            tokio::time::timeout(SHARD_WAIT, reach).await.map_err(slow)?.map_err(|e| e.to_string())?;
+        self.read_shard(ix, shard, cut, rules, wanted).await.map_err(|e| e.to_string())
+    }
+
+    async fn read_shard(
+        &self,
+        ix: ShardIx,
+        shard: Arc<dyn Shard>,
+        cut: &Cut,
+        rules: &Rules,
+        wanted: &[Bytes],
+    ) -> Result<(), ShardError> {
         let v = cut.v(ix);
         for entry in cut.map.entries().iter().filter(|e| e.shard == ix) {
             let before = self.known.lock().get(&entry.rid).cloned();

@@ -19,7 +19,8 @@ async fn a_range_moves_between_real_etcds_under_writes() {
     for _ in 0..3 {
         etcds.push(EtcdProcess::start(EtcdProcessOptions::default()).await.unwrap());
     }
-    let connections: Vec<Arc<dyn Shard>> = etcds.iter().map(|e| Arc::new(e.shard()) as Arc<dyn Shard>).collect();
+    let connections: Vec<Arc<dyn Shard>> =
+        etcds.iter().map(|e| Arc::new(e.shard()) as Arc<dyn Shard>).collect();
     let dir = tempfile::tempdir().unwrap();
     let meta = Arc::clone(&connections[2]);
     let world = World::over(dir, meta, connections[..2].to_vec(), Vec::new()).await;
@@ -34,7 +35,9 @@ async fn a_range_moves_between_real_etcds_under_writes() {
     let writers: Vec<_> = ["a", "b", "x"]
         .into_iter()
         .enumerate()
-        .map(|(i, prefix)| tokio::spawn(Arc::clone(&client).run(prefix, i as u64 + 1, 700, Arc::clone(&stop))))
+        .map(|(i, prefix)| {
+            tokio::spawn(Arc::clone(&client).run(prefix, i as u64 + 1, 700, Arc::clone(&stop)))
+        })
         .collect();
     for (n, to) in [1, 0, 1].into_iter().enumerate() {
         let rid = world.plan("a", to, &format!("m{n}")).await;
