@@ -28,25 +28,20 @@ impl Mover<'_> {
         let line = self.context.line.clone();
         let mut reader = KeyReader::new(line, source, record.from, &rest, copy_at, overrides);
         let mut queue = VecDeque::new();
-        let mut more = true;
+        let mut more = read_more(&mut reader, &mut queue, copy_at).await?;
         loop {
             self.context.failpoints.before("copy")?;
-            if queue.len() < BATCH_KEYS_MAX && more {
-                match reader.page().await.map_err(|e| history_gone(e, copy_at))? {
-                    Some(page) => queue.extend(page.into_iter().map(Change::Put)),
-                    None => more = false,
-                }
-                if more && queue.len() < BATCH_KEYS_MAX && bytes(queue.iter()) < BATCH_BYTES_MAX {
-                    continue;
-                }
-            }
             let batch = take_batch(&mut queue);
             let stage = match batch.last() {
                 Some(last) if more || !queue.is_empty() => CursorStage::Copy { next: successor(last.key()) },
                 _ => CursorStage::Tail { revision: copy_at + 1, sub: 0 },
             };
             let tail = matches!(stage, CursorStage::Tail { .. });
-            self.import(&record, &mut cursor, batch, Cursor { copy_at, stage }).await?;
+            // The source is read while the destination writes.
+            let import = self.import(&record, &mut cursor, batch, Cursor { copy_at, stage });
+            let read =
+                async { if more { read_more(&mut reader, &mut queue, copy_at).await } else { Ok(false) } };
+            ((), more) = tokio::try_join!(import, read)?;
             note_cursor(seen, &cursor);
             self.context.failpoints.after("copy")?;
             if tail {
@@ -157,6 +152,21 @@ pub(crate) fn note_cursor(seen: &mut Observation, cursor: &Stored<Cursor>) {
 
 fn bytes<'a>(changes: impl Iterator<Item = &'a Change>) -> usize {
     changes.map(Change::bytes).sum()
+}
+
+/// Reads until there is a full batch; true if there may be more.
+async fn read_more(
+    reader: &mut KeyReader,
+    queue: &mut VecDeque<Change>,
+    copy_at: i64,
+) -> Result<bool, Interrupt> {
+    while queue.len() < BATCH_KEYS_MAX && bytes(queue.iter()) < BATCH_BYTES_MAX {
+        match reader.page().await.map_err(|e| history_gone(e, copy_at))? {
+            Some(page) => queue.extend(page.into_iter().map(Change::Put)),
+            None => return Ok(false),
+        }
+    }
+    Ok(true)
 }
 
 /// The first changes that fit one import, at least one if there is one.
