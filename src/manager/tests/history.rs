@@ -177,3 +177,25 @@ async fn a_drained_shard_leaves_with_its_leases_registered_elsewhere() {
     assert_eq!((registered(0).await, registered(1).await), (1, 0));
     client.check().await;
 }
+
+/// With a retention the line is compacted by itself, at a revision of the past, not at the newest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retention_compacts_what_is_older() {
+    let world = World::new(2).await;
+    let client = Client::new(&world);
+    client.put("a", "first", 0).await;
+    let old = world.line.refresh().await.unwrap().revision;
+    let mut retaining = Topology::clone(&topology(2));
+    retaining.compaction_retention = Some(Duration::from_millis(400));
+    let (wanted, _) = watch::channel(Arc::new(retaining));
+    let manager = start(&world, &wanted, HistoryOptions::default());
+    let compacted = until("a compaction", || async {
+        client.put("a", "again", 0).await;
+        let cut = world.line.cut();
+        (cut.compacted >= old).then_some((cut.compacted, cut.revision))
+    })
+    .await;
+    assert!(compacted.0 < compacted.1, "the newest revision is not compacted: {compacted:?}");
+    manager.close().await;
+    client.check().await;
+}
