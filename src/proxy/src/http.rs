@@ -89,5 +89,6 @@ async fn metrics(State(ctx): State<Arc<Context>>) -> Response {
         let is = quarantined.iter().any(|(ix, _)| ix.index() == i);
         m.quarantined.get_or_create(&OfShard { shard: name.to_string() }).set(i64::from(is));
     }
-    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], m.encode()).into_response()
+    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], m.encode())
+        .into_response()
 }
