@@ -21,6 +21,12 @@ pub enum Translated {
 /// Translates one compare for the shard that owns its keys. `imported_at` is the highest flip revision of the ranges it
 /// touches, 0 if none was imported.
 pub fn translate_compare(fold: &Fold, shard: ShardIx, imported_at: i64, compare: &pb::Compare) -> Translated {
+    let known = pb::CompareTarget::try_from(compare.target).is_ok()
+        && pb::CompareResult::try_from(compare.result).is_ok();
+    if !known {
+        // Its outcome does not depend on numbers: the shard decides it as etcd does.
+        return Translated::Native(compare.clone());
+    }
     let given = match (&compare.target_union, compare.target()) {
         (Some(pb::TargetUnion::ModRevision(g)), pb::CompareTarget::Mod)
         | (Some(pb::TargetUnion::CreateRevision(g)), pb::CompareTarget::Create) => *g,
@@ -105,7 +111,16 @@ pub fn evaluate(compare: &pb::Compare, kvs: &[pb::KeyValue]) -> bool {
 
 fn holds(compare: &pb::Compare, kv: &pb::KeyValue) -> bool {
     let union = compare.target_union.as_ref();
-    let ordering = match compare.target() {
+    // etcd takes what it does not know as equal, and a relation that it does not know as given (`compareKV`).
+    let (Ok(target), Ok(result)) =
+        (pb::CompareTarget::try_from(compare.target), pb::CompareResult::try_from(compare.result))
+    else {
+        return !matches!(
+            pb::CompareResult::try_from(compare.result),
+            Ok(pb::CompareResult::NotEqual | pb::CompareResult::Greater | pb::CompareResult::Less)
+        );
+    };
+    let ordering = match target {
         pb::CompareTarget::Value => {
             let given: &[u8] = match union {
                 Some(pb::TargetUnion::Value(v)) => v,
@@ -130,7 +145,7 @@ fn holds(compare: &pb::Compare, kv: &pb::KeyValue) -> bool {
             _ => 0,
         }),
     };
-    match compare.result() {
+    match result {
         pb::CompareResult::Equal => ordering.is_eq(),
         pb::CompareResult::NotEqual => ordering.is_ne(),
         pb::CompareResult::Greater => ordering.is_gt(),
@@ -219,6 +234,27 @@ mod tests {
         };
         assert_eq!(translate_compare(&fold, ShardIx(0), 5, &version), Translated::Read);
         assert!(matches!(translate_compare(&fold, ShardIx(0), 0, &version), Translated::Native(_)));
+    }
+
+    #[test]
+    fn unknown_kinds_of_newer_clients_are_taken_as_etcd_takes_them() {
+        let kv = pb::KeyValue { version: 3, mod_revision: 5, ..Default::default() };
+        // A relation that etcd does not know holds; a target that it does not know is equal to what is given.
+        for g in [0, 5, 9] {
+            let unknown = pb::Compare { result: 9, ..compare(pb::CompareResult::Equal, g) };
+            assert!(evaluate(&unknown, std::slice::from_ref(&kv)));
+            let translated = translate_compare(&fold(), ShardIx(0), 0, &unknown);
+            assert!(
+                matches!(&translated, Translated::Native(c) if evaluate(c, std::slice::from_ref(&kv)))
+                    || translated == Translated::Constant(true),
+                "{g}: {translated:?}"
+            );
+        }
+        for (result, expected) in [(pb::CompareResult::Equal, true), (pb::CompareResult::Greater, false)] {
+            let unknown = pb::Compare { target: 9, ..compare(result, 0) };
+            assert_eq!(evaluate(&unknown, std::slice::from_ref(&kv)), expected);
+            assert_eq!(evaluate(&unknown, &[]), expected);
+        }
     }
 
     #[test]
