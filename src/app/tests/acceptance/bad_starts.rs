@@ -114,28 +114,6 @@ fn full_disks() {
     assert!(!data.join("topology.json").exists(), "nothing is half applied");
 }
 
-/// On a file system of its own, in a mount namespace, which needs no root where the system allows user namespaces.
-#[test]
-fn a_disk_too_small_for_a_shard() {
-    let folder = folder();
-    let data = folder.path().join("data");
-    fs::create_dir(&data).unwrap();
-    let script = "mount -t tmpfs -o size=24m tmpfs \"$1\" || exit 77\n\"$2\" up --data-dir \"$1\" --listen 127.0.0.1:0\n\
-                  code=$?; ls \"$1\" >&2; exit $code";
-    let program = program().get_program().to_owned();
-    let mut unshare = std::process::Command::new("unshare");
-    unshare.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]).arg(&data).arg(program);
-    let output = unshare.output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    if output.status.code() == Some(77) || stderr.starts_with("unshare:") {
-        println!("no mount namespaces here, so no small disk: {stderr}");
-        return;
-    }
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("No space left on device") && stderr.contains(path(&data)), "{stderr}");
-    assert!(!stderr.contains("panicked"), "{stderr}");
-}
-
 #[test]
 fn programs_that_are_no_etcd() {
     let folder = folder();
