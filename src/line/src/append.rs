@@ -15,6 +15,15 @@ use sharded_etcd_shard::Shard;
 
 use crate::{Line, LineError, Wake};
 
+/// How long one append, or one read of the log's end, may take. Both are sent again then, perhaps to another member:
+/// whoever waits for them has longer than that.
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(1);
+
+/// Meta did not answer within [`ANSWER_MAX`].
+pub(crate) fn unanswered(what: &'static str) -> LineError {
+    LineError::Timeout { what, ms: ANSWER_MAX.as_millis() }
+}
+
 /// What this process has seen of the shards, and whether somebody waits for it.
 pub(crate) struct Appender {
     seen: Mutex<Seen>,
@@ -143,7 +152,9 @@ impl Line {
 
     async fn append_cut(&self, above: Vec<(ShardIx, i64)>) -> Result<(), LineError> {
         self.appender.unanswered_since.lock().get_or_insert_with(Instant::now);
-        let (position, before, value) = put_entry(self.meta.as_ref(), &Entry::Adv(above)).await?;
+        let entry = Entry::Adv(above);
+        let put = tokio::time::timeout(ANSWER_MAX, put_entry(self.meta.as_ref(), &entry)).await;
+        let (position, before, value) = put.map_err(|_| unanswered("a cut to be appended"))??;
         *self.appender.unanswered_since.lock() = None;
         self.stats.appends.fetch_add(1, Ordering::Relaxed);
         // If the entry before mine is my fold's end I know the result; else the watch brings what is between.

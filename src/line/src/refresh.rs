@@ -12,7 +12,10 @@ use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::ShardError;
 use tokio::sync::oneshot;
 
-use crate::{Line, LineError, Wake};
+use crate::{Line, LineError, Wake, append::ANSWER_MAX};
+
+/// How often a read of the log's end is sent at most.
+const READS_MAX: u32 = 4;
 
 type Answer = Result<i64, ShardError>;
 
@@ -48,13 +51,23 @@ impl Line {
             if batch.is_empty() {
                 continue;
             }
-            let answer = self.read_end().await;
+            let answer = self.read_end_patiently().await;
             self.stats.refreshes.fetch_add(1, Ordering::Relaxed);
             for waiting in batch {
                 // The receiver may have given up.
                 let _ = waiting.send(answer.clone());
             }
         }
+    }
+
+    /// A read that is not answered is sent again: a member may hang while others serve.
+    async fn read_end_patiently(&self) -> Answer {
+        for _ in 1..READS_MAX {
+            if let Ok(answer) = tokio::time::timeout(ANSWER_MAX, self.read_end()).await {
+                return answer;
+            }
+        }
+        self.read_end().await
     }
 
     async fn read_end(&self) -> Answer {

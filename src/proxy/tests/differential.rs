@@ -2,7 +2,7 @@
 //!
 //! The same requests go to the proxy and to one plain engine, or one real etcd. The line's numbers differ from a single etcd's only by an
 //! order-preserving renaming, which the headers of writes give; after renaming, every answer must be equal.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod support;
 
@@ -211,9 +211,10 @@ impl Generator {
 /// The reference's request has the reference's numbers in it.
 fn renamed_txn(r: &Renaming, mut txn: pb::TxnRequest) -> pb::TxnRequest {
     for c in &mut txn.compare {
-        match &mut c.target_union {
-            Some(pb::TargetUnion::ModRevision(g) | pb::TargetUnion::CreateRevision(g)) => *g = r.line(*g),
-            _ => {}
+        if let Some(pb::TargetUnion::ModRevision(g) | pb::TargetUnion::CreateRevision(g)) =
+            &mut c.target_union
+        {
+            *g = r.line(*g);
         }
     }
     for op in txn.success.iter_mut().chain(&mut txn.failure) {
