@@ -67,7 +67,7 @@ measure() { # CASE ENDPOINT
             range-s) args=(range $'\x00\x00\x00\x00\x00\x00\x00\x07' --consistency s --total "$total") ;;
         esac
         [ "$op" = put ] || args[1]=bench-key
-        local names ids=()
+        local names
         names=$(processes)
         before=$(while read -r _ pid; do ticks "$pid"; done <<<"$names")
         benchmark --endpoints "$endpoint" --clients "$clients" --conns "$conns" "${args[@]}" >"$work/out" 2>&1 ||
