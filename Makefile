@@ -46,9 +46,10 @@ test-rust:
 
 .PHONY: test-go
 test-go:
-	@for module in $(GO_SOURCES); do \
+	@etcd=$$(e2e/tools/build.sh etcd)/etcd || exit 1; \
+	for module in $(GO_SOURCES); do \
 	  [ -n "$$(cd $$module && $(GO) list ./... 2>/dev/null)" ] || continue; \
-	  (cd $$module && $(GO) test ./...) || exit 1; \
+	  (cd $$module && ETCD=$$etcd $(GO) test ./...) || exit 1; \
 	done
 
 .PHONY: test-kube
