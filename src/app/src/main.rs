@@ -10,7 +10,6 @@ mod plan;
 mod proxy;
 mod query;
 mod routed;
-mod routing;
 mod shard_manager;
 mod signals;
 mod status;

@@ -3,6 +3,7 @@
 use std::{io::Write, sync::Arc};
 
 use anyhow::{Context, Result};
+use sharded_etcd_crd::routing::Routing;
 use sharded_etcd_line::{Line, LineOptions, Shards};
 use sharded_etcd_manager::Sizes;
 use sharded_etcd_proxy::{Proxy, ProxyOptions, context::Limits};
@@ -13,7 +14,6 @@ use crate::{
     host,
     listen::listen,
     routed::Routed,
-    routing::Routing,
     signals,
 };
 

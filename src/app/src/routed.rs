@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use sharded_etcd_crd::routing::{RoutedShard, Routing};
 use sharded_etcd_line::bootstrap;
 use sharded_etcd_shard::{
     Shard, ShardDirectory,
@@ -15,10 +16,7 @@ use sharded_etcd_shard::{
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    routing::{RoutedShard, Routing},
-    watched_file::{self, Change, WatchedFile},
-};
+use crate::watched_file::{self, Change, WatchedFile};
 
 /// A routing file, followed.
 pub struct Routed {

@@ -4,12 +4,13 @@ use std::{io::Write, sync::Arc};
 
 use anyhow::{Context, Result};
 use sharded_etcd_core::topology::Topology;
+use sharded_etcd_crd::routing::Routing;
 use sharded_etcd_line::{Line, LineOptions, Shards};
 use sharded_etcd_manager::{Manager, ManagerOptions};
 use tokio::sync::watch;
 use tonic::transport::{Server, server::TcpIncoming};
 
-use crate::{admin, cli::ShardManagerArgs, host, listen::listen, routed::Routed, routing::Routing, signals};
+use crate::{admin, cli::ShardManagerArgs, host, listen::listen, routed::Routed, signals};
 
 /// Runs until it is told to stop.
 ///

@@ -13,6 +13,7 @@ mod crd;
 mod document;
 mod effect;
 mod parse;
+pub mod routing;
 mod spec;
 pub mod status;
 pub mod units;

@@ -22,6 +22,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use sharded_etcd_core::records::{Record, RecordError};
+use sharded_etcd_crd::routing::Engine;
 
 use crate::files::{self, FileError};
 
@@ -75,16 +76,6 @@ pub enum DataDirError {
         /// Why.
         source: RecordError,
     },
-}
-
-/// What answers as the shards of a data folder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Engine {
-    /// The engine in this process.
-    Embedded,
-    /// Real etcd processes.
-    Etcd,
 }
 
 /// Loopback ports of an etcd process.

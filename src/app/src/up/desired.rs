@@ -3,9 +3,9 @@
 use std::{fmt::Write, path::Path};
 
 use sharded_etcd_core::topology::{FieldError, Topology};
-use sharded_etcd_crd::{ShardedEtcd, cluster_only_fields, parse_file};
+use sharded_etcd_crd::{ShardedEtcd, cluster_only_fields, parse_file, routing::Engine};
 
-use super::data_dir::{Engine, State};
+use super::data_dir::State;
 
 /// Shards of a topology that nobody gave a number for.
 const SHARDS_DEFAULT: u32 = 3;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures::future::{join_all, try_join_all};
+use sharded_etcd_crd::routing::Engine;
 use sharded_etcd_engine::{Engine as Embedded, EngineConfig, EngineError};
 use sharded_etcd_shard::{
     Shard, ShardError,
@@ -18,7 +19,7 @@ use sharded_etcd_shard::{
 use tokio::net::TcpStream;
 
 use super::{
-    data_dir::{DataDir, Engine, LOCK_LOOK, LOCK_PATIENCE, Member, Ports, State},
+    data_dir::{DataDir, LOCK_LOOK, LOCK_PATIENCE, Member, Ports, State},
     etcd_children::{self, EtcdChild, EtcdError, EtcdMember, EtcdProgram},
 };
 

@@ -26,7 +26,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use sharded_etcd_core::topology::Topology;
-use sharded_etcd_crd::version_mismatch;
+use sharded_etcd_crd::{routing::Engine, version_mismatch};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_line::{Line, LineOptions, Shards};
 use sharded_etcd_manager::{Manager, ManagerOptions};
@@ -38,7 +38,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    data_dir::{DataDir, Engine, State},
+    data_dir::{DataDir, State},
     desired::{Desired, in_file},
     engines::{Backend, Engines},
     etcd_children::EtcdProgram,
@@ -214,7 +214,7 @@ impl Up {
         let started = async {
             shards.remove_left(&line).await?;
             shards.want(&desired, &line).await?;
-            shards.routing(&desired).write(&shards.routing_path())?;
+            shards.write_routing(&desired)?;
             let checked = Shards::new(Arc::clone(&line), shards.directory().clone());
             let quota = shards.engines().backend().client_quota_bytes(desired.topology.quota_bytes);
             let limits =
@@ -367,7 +367,7 @@ impl Up {
     }
 
     fn write_routing(&self) {
-        if let Err(error) = self.shards.routing(&self.desired).write(&self.shards.routing_path()) {
+        if let Err(error) = self.shards.write_routing(&self.desired) {
             tracing::error!("{:#}", anyhow::Error::from(error));
         }
     }

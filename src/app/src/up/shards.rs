@@ -16,9 +16,10 @@ use std::{path::PathBuf, sync::Arc};
 use rand::Rng;
 use sharded_etcd_core::{
     keyspace::{RangeEntry, Rid, ShardIx},
-    records::TopologyId,
+    records::{Record, TopologyId},
     topology::shard_name,
 };
+use sharded_etcd_crd::routing::{Engine, RoutedShard, Routing};
 use sharded_etcd_line::{
     Line,
     bootstrap::{self, BootstrapError, NewShard},
@@ -26,15 +27,12 @@ use sharded_etcd_line::{
 use sharded_etcd_shard::{Shard, ShardDirectory};
 
 use super::{
-    data_dir::{DataDir, Engine, Member, State},
+    data_dir::{DataDir, Member, State},
     desired::Desired,
     engines::{Engines, META, OpenError},
     etcd_children::EtcdError,
 };
-use crate::{
-    files::FileError,
-    routing::{RoutedShard, Routing},
-};
+use crate::files::{self, FileError};
 
 /// Why the shards are not as wanted.
 #[derive(Debug, thiserror::Error)]
@@ -293,7 +291,7 @@ impl LocalShards {
     }
 
     /// The routing file's contents for processes of their own.
-    pub fn routing(&self, desired: &Desired) -> Routing {
+    fn routing(&self, desired: &Desired) -> Routing {
         let endpoints = |member: &Member| {
             member.ports.map(|ports| format!("http://127.0.0.1:{}", ports.client)).into_iter().collect()
         };
@@ -301,6 +299,7 @@ impl LocalShards {
             |member: &Member| RoutedShard { incarnation: member.incarnation, endpoints: endpoints(member) };
         Routing {
             uid: self.state.uid.clone(),
+            bootstrap: false,
             engine: self.state.engine,
             meta: endpoints(&self.state.meta),
             shards: self.state.shards.iter().map(|(name, member)| (name.clone(), routed(member))).collect(),
@@ -308,9 +307,12 @@ impl LocalShards {
         }
     }
 
-    /// Where the routing file is.
-    pub fn routing_path(&self) -> PathBuf {
-        self.dir.path().join("routing.json")
+    /// Replaces the routing file.
+    ///
+    /// # Errors
+    /// If it cannot be written; the old one is still there then.
+    pub fn write_routing(&self, desired: &Desired) -> Result<(), FileError> {
+        files::replace(&self.dir.path().join("routing.json"), &self.routing(desired).encode())
     }
 
     /// The state that is saved.

@@ -1,7 +1,7 @@
 //! The routing file: what a proxy or shard manager in a process of its own needs to know.
 //!
-//! `up --engine etcd` writes it into its data folder. It is replaced as a whole, and watched by its readers, so shards
-//! come and go without a restart.
+//! `up --engine etcd` writes it into its data folder, the operator into a ConfigMap. It is replaced as a whole, and
+//! watched by its readers, so shards come and go without a restart.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -10,12 +10,18 @@ use sharded_etcd_core::{
     records::{Record, RecordError},
     topology::{FieldError, Topology},
 };
-use sharded_etcd_crd::{ShardedEtcd, parse_json};
 
-use crate::{
-    files::{self, FileError},
-    up::data_dir::Engine,
-};
+use crate::{ShardedEtcd, parse_json};
+
+/// What answers as a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// The engine in the process of `up`.
+    Embedded,
+    /// Real etcd processes.
+    Etcd,
+}
 
 /// Why a routing file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +67,10 @@ pub struct RoutedShard {
 pub struct Routing {
     /// Identity of the topology, compared with what meta says.
     pub uid: String,
+    /// A shard manager that finds meta and all shards empty starts the topology: so under Kubernetes. `up` does it
+    /// itself, before it writes this file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bootstrap: bool,
     /// What answers as a shard.
     pub engine: Engine,
     /// Client URLs of meta's members.
@@ -106,14 +116,6 @@ impl Routing {
     pub fn topology(&self) -> Result<Topology, Vec<FieldError>> {
         self.resource.topology()
     }
-
-    /// Replaces a routing file.
-    ///
-    /// # Errors
-    /// If it cannot be written; the old one is still there then.
-    pub fn write(&self, path: &Path) -> Result<(), FileError> {
-        files::replace(path, &self.encode())
-    }
 }
 
 #[cfg(test)]
@@ -125,6 +127,7 @@ mod tests {
         let shard = RoutedShard { incarnation: 0, endpoints: vec!["http://127.0.0.1:1".into()] };
         Routing {
             uid: "u".into(),
+            bootstrap: false,
             engine,
             meta: vec!["http://127.0.0.1:2".into()],
             shards: BTreeMap::from([("shard-0".into(), shard)]),
@@ -133,12 +136,9 @@ mod tests {
     }
 
     #[test]
-    fn is_written_and_read_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("routing.json");
+    fn is_read_back() {
         let routing = routing(Engine::Etcd);
-        routing.write(&path).unwrap();
-        assert_eq!(Routing::parse(&path, &std::fs::read(&path).unwrap()).unwrap(), routing);
+        assert_eq!(Routing::parse(Path::new("r.json"), &routing.encode()).unwrap(), routing);
     }
 
     #[test]
