@@ -83,6 +83,9 @@ impl From<bool> for ConditionStatus {
 pub struct ShardStatus {
     /// Its name, `shard-<index>`.
     pub shard: String,
+    /// Which shard of that name it is, from 0: raised when one that has left is made anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<i64>,
     /// What it is doing.
     pub phase: ShardPhase,
     /// Members that it should have.
