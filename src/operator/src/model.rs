@@ -122,3 +122,23 @@ pub struct Deletion {
     /// Why, for an Event and the log.
     pub reason: String,
 }
+
+/// What became of the objects that should be there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Applied {
+    /// What the API server refused, in the order of the tries.
+    pub failures: Vec<ApplyFailure>,
+}
+
+/// An object that the API server refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApplyFailure {
+    /// As `StatefulSet demo-shard-0`.
+    pub object: String,
+    /// The API server's reason, such as `Forbidden`; `Unreachable` if it gave none.
+    pub reason: String,
+    /// What it said.
+    pub message: String,
+    /// True if a later try may succeed without anybody's doing: a conflict, a timeout, a server that is overloaded.
+    pub temporary: bool,
+}
