@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Builds the programs that tests and benchmarks run against, from their Go modules, once per machine.
 #
-#   e2e/tools/build.sh [etcd|bench|kube|workload]...     (etcd when nothing is named)
+#   e2e/tools/build.sh [etcd|bench|kube|cluster|workload]...     (etcd when nothing is named)
 #
 #   etcd      etcd, etcdctl, etcdutl; those on PATH are linked instead when they are of the same minor release
 #   bench     benchmark, etcd's own load generator
-#   kube      kube-apiserver, kubectl, generate_cert (Go's own, for the keys that an API server must be given)
+#   kube      kube-apiserver, kubectl and the other components of Kubernetes, all of them links to the program k8s;
+#             generate_cert (Go's own, for the keys that an API server must be given)
+#   cluster   what e2e/cluster needs besides: coredns, helm, pause, volumes
 #   workload  this project's Go client workload, from e2e/workload
 #
 # Prints the directory that holds them, and nothing else, on stdout. That is $SHARDED_ETCD_TOOLS_DIR, or
@@ -71,15 +73,21 @@ build_etcd() {
 
 build_bench() { compile "$here/bench" benchmark go.etcd.io/etcd/v3/tools/benchmark; }
 
+# One program for all components shares their code, on disk and in memory; by the name it is called it knows which one to be.
 build_kube() {
     local version minor v=k8s.io/component-base/version
     version=$(pinned "$here/kube" k8s.io/kubernetes)
     minor=${version#1.}
-    for name in kube-apiserver kubectl; do
-        compile "$here/kube" "$name" "k8s.io/kubernetes/cmd/$name" \
-            "-X $v.gitVersion=v$version -X $v.gitMajor=1 -X $v.gitMinor=${minor%%.*} -X $v.gitTreeState=clean"
-    done
+    compile "$here/kube" k8s ./cmd/k8s \
+        "-X $v.gitVersion=v$version -X $v.gitMajor=1 -X $v.gitMinor=${minor%%.*} -X $v.gitTreeState=clean"
+    for name in $kube_components; do ln -sf k8s "$bin/.new.$name" && mv -f "$bin/.new.$name" "$bin/$name"; done
     compile "$here/kube" generate_cert "$("$(find_go)" env GOROOT)/src/crypto/tls/generate_cert.go"
+}
+kube_components="kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl"
+
+build_cluster() {
+    for name in coredns pause volumes; do compile "$here/kube" "$name" "./cmd/$name"; done
+    compile "$here/kube" helm helm.sh/helm/v3/cmd/helm
 }
 
 build_workload() { compile "$here/../workload" workload .; }
@@ -91,7 +99,8 @@ stamp_of() {
         cat "$here/go.mod" "$here/go.sum" | sha256sum
         for name in $(programs_of etcd); do installed "$name" || true; done
         ;;
-    bench | kube) cat "$here/$1/go.mod" "$here/$1/go.sum" | sha256sum ;;
+    bench) cat "$here/bench/go.mod" "$here/bench/go.sum" | sha256sum ;;
+    kube | cluster) sources "$here/kube" ;;
     workload) sources "$here/../workload" ;;
     esac
 }
@@ -99,7 +108,8 @@ programs_of() {
     case $1 in
     etcd) echo etcd etcdctl etcdutl ;;
     bench) echo benchmark ;;
-    kube) echo kube-apiserver kubectl generate_cert ;;
+    kube) echo k8s $kube_components generate_cert ;;
+    cluster) echo coredns helm pause volumes ;;
     workload) echo workload ;;
     esac
 }
@@ -112,9 +122,9 @@ up_to_date() {
 [ $# -gt 0 ] || set -- etcd
 for target in "$@"; do
     case $target in
-    etcd | bench | kube | workload) ;;
+    etcd | bench | kube | cluster | workload) ;;
     -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0 ;;
-    *) fail "unknown target $target: etcd, bench, kube or workload" ;;
+    *) fail "unknown target $target: etcd, bench, kube, cluster or workload" ;;
     esac
     [ "$target" != workload ] || [ -f "$here/../workload/go.mod" ] || fail "e2e/workload is not there"
     wanted=$(stamp_of "$target")

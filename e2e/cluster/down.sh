@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Stops the cluster and removes all its state; what build.sh made stays. Nothing happens when there is none.
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+[ -d "$run" ] || exit 0
+need_root
+for folder in "$run"/node*; do [ ! -d "$folder" ] || node_kill "${folder##*/node}"; done
+for folder in "$run"/node*; do
+    [ ! -d "$folder" ] || wait_for 30 "the end of ${folder##*/}" node_dead "${folder##*/node}"
+done
+find /sys/fs/cgroup/*/"$cgroup" /sys/fs/cgroup/"$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || true
+# The kubelet changes them for the whole machine.
+[ ! -f "$run/sysctl" ] || sysctl -qp "$run/sysctl" >/dev/null || true
+rm -rf "$run"
