@@ -10,6 +10,7 @@
 
 mod check;
 mod crd;
+pub mod defaults;
 mod document;
 mod effect;
 mod parse;
@@ -17,6 +18,7 @@ pub mod routing;
 mod spec;
 pub mod status;
 pub mod units;
+mod validate;
 
 #[cfg(test)]
 mod bad_input_tests;
@@ -25,8 +27,9 @@ pub use crd::crd_yaml;
 pub use effect::{cluster_only_fields, version_mismatch};
 pub use parse::{Located, SpecError, parse_file, parse_json};
 pub use spec::{
-    CompactionSpec, EtcdSpec, KeyspaceSpec, MetaSpec, PinSpec, ProxySpec, RebalanceModeSpec, RebalanceSpec,
-    RetainPolicy, ServiceSpec, ServiceType, ShardManagerSpec, ShardedEtcd, ShardedEtcdSpec, StorageSpec,
+    CompactionSpec, DisruptionSpec, EtcdSpec, KeyspaceSpec, MetaSpec, PinSpec, ProxySpec, RebalanceModeSpec,
+    RebalanceSpec, RetainPolicy, ServiceSpec, ServiceType, ShardManagerSpec, ShardedEtcd, ShardedEtcdSpec,
+    StorageSpec,
 };
 
 /// `apiVersion` of the resource.

@@ -241,11 +241,11 @@ spec:
   etcd:
     members: 3
     storage: {size: 8Gi, className: fast, retain: Delete}
-    quota: 8Gi
+    quota: 6Gi
     resources: {requests: {cpu: 1, memory: 2Gi}}
     affinity: {nodeAffinity: {}}
     tolerations: [{key: dedicated, operator: Exists}]
-    topologySpread: [{maxSkew: 1}]
+    topologySpread: [{maxSkew: 1, topologyKey: topology.kubernetes.io/zone, whenUnsatisfiable: DoNotSchedule}]
     priorityClassName: high
     labels: {team: storage}
     extraArgs: {heartbeat-interval: "100"}
@@ -261,7 +261,7 @@ status: {anything: [1, 2]}
     fn everything_there_is() {
         let resource = parse_file(EVERYTHING).unwrap();
         let topology = resource.topology().unwrap();
-        assert_eq!((topology.shards, topology.quota_bytes), (3, Some(8 << 30)));
+        assert_eq!((topology.shards, topology.quota_bytes), (3, Some(6 << 30)));
         assert_eq!(topology.compaction_retention, Some(Duration::from_secs(300)));
         assert_eq!((topology.rebalance.mode, topology.rebalance.moves_max), (RebalanceMode::Manual, 2));
         assert_eq!(topology.rebalance.bytes_per_second_max, Some(64 << 20));

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use kube::{CustomResource, KubeSchema};
+use k8s_openapi::{
+    api::core::v1::{Affinity, ResourceRequirements, Toleration, TopologySpreadConstraint},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use sharded_etcd_core::topology::{
-    Draft, DraftPin, FieldError, Rebalance, RebalanceMode, Topology, validate,
-};
+use sharded_etcd_core::topology::Rebalance;
 
 use crate::{
     status::ShardedEtcdStatus,
@@ -17,7 +18,7 @@ use crate::{
 
 /// One etcd endpoint over several etcd clusters.
 #[allow(clippy::duplicated_attributes, reason = "each print column has a type")]
-#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[derive(CustomResource, JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq)]
 #[kube(
     group = "shardedetcd.io",
     version = "v1alpha1",
@@ -135,20 +136,16 @@ pub struct EtcdSpec {
     pub quota: Option<Quantity>,
     /// CPU and memory of each member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "free_form")]
-    pub resources: Option<Value>,
+    pub resources: Option<ResourceRequirements>,
     /// Affinity of the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "free_form")]
-    pub affinity: Option<Value>,
+    pub affinity: Option<Affinity>,
     /// Tolerations of the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "free_list")]
-    pub tolerations: Option<Value>,
-    /// Topology spread constraints of the pods.
+    pub tolerations: Option<Vec<Toleration>>,
+    /// Topology spread constraints of the pods. Without a `labelSelector` the members of the same shard are spread.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "free_list")]
-    pub topology_spread: Option<Value>,
+    pub topology_spread: Option<Vec<TopologySpreadConstraint>>,
     /// Priority class of the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority_class_name: Option<String>,
@@ -197,8 +194,7 @@ pub struct MetaSpec {
     pub storage: Option<StorageSpec>,
     /// CPU and memory of each member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "free_form")]
-    pub resources: Option<Value>,
+    pub resources: Option<ResourceRequirements>,
 }
 
 /// The proxies that clients speak to.
@@ -211,15 +207,13 @@ pub struct ProxySpec {
     pub replicas: Option<i64>,
     /// CPU and memory of each proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "free_form")]
-    pub resources: Option<Value>,
+    pub resources: Option<ResourceRequirements>,
     /// The Service that is the endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceSpec>,
-    /// How many proxies may be away at a time.
+    /// How many proxies may be away at a time when nodes are drained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "free_form")]
-    pub disruption: Option<Value>,
+    pub disruption: Option<DisruptionSpec>,
 }
 
 /// The Service that is the endpoint.
@@ -232,6 +226,18 @@ pub struct ServiceSpec {
     /// Annotations of the Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub annotations: Option<BTreeMap<String, String>>,
+}
+
+/// How many proxies may be away at a time when nodes are drained: one of both fields.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DisruptionSpec {
+    /// So many proxies, or such a share of them, may be away, such as 1 or 25%.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_unavailable: Option<IntOrString>,
+    /// So many proxies, or such a share of them, have to stay, such as 2 or 75%.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_available: Option<IntOrString>,
 }
 
 /// Type of a Service.
@@ -256,8 +262,7 @@ pub struct ShardManagerSpec {
     pub replicas: Option<i64>,
     /// CPU and memory of each shard manager.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "free_form")]
-    pub resources: Option<Value>,
+    pub resources: Option<ResourceRequirements>,
 }
 
 /// Whether and how fast data is moved to keep the shards balanced.
@@ -305,43 +310,6 @@ pub struct CompactionSpec {
     pub retention: TimeSpan,
 }
 
-/// Schema of an object that Kubernetes defines: spelled out it would be most of the CRD.
-fn free_form(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": "object", "nullable": true, "x-kubernetes-preserve-unknown-fields": true})
-}
-
-/// Schema of a list of objects that Kubernetes defines.
-fn free_list(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({
-        "type": "array",
-        "nullable": true,
-        "items": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
-    })
-}
-
-/// Flags of etcd that the topology sets itself.
-const OWNED_FLAGS: &[&str] = &[
-    "name",
-    "data-dir",
-    "wal-dir",
-    "initial-cluster",
-    "initial-cluster-state",
-    "initial-cluster-token",
-    "initial-advertise-peer-urls",
-    "listen-client-urls",
-    "listen-peer-urls",
-    "advertise-client-urls",
-    "auto-compaction-mode",
-    "auto-compaction-retention",
-    "quota-backend-bytes",
-    "max-txn-ops",
-    "max-request-bytes",
-    "force-new-cluster",
-    "discovery",
-    "discovery-srv",
-    "config-file",
-];
-
 impl ShardedEtcd {
     /// A resource with this name and number of shards and the defaults of everything else, as `up --shards N` runs.
     pub fn with_shards(name: &str, shards: u32) -> Self {
@@ -360,124 +328,5 @@ impl ShardedEtcd {
                 compaction: None,
             },
         )
-    }
-
-    /// The topology that this resource asks for.
-    ///
-    /// # Errors
-    /// Every problem there is, each with its field and what to write instead.
-    pub fn topology(&self) -> Result<Topology, Vec<FieldError>> {
-        let mut errors = Vec::new();
-        self.spec.check(&mut errors);
-        let spec = &self.spec;
-        let mut quantity = |field: &str, quantity: Option<&Quantity>| match quantity.map(Quantity::bytes) {
-            Some(Err(message)) => {
-                errors.push(FieldError::new(field, message));
-                None
-            }
-            other => other.and_then(Result::ok),
-        };
-        let bytes_per_second_max =
-            quantity("spec.rebalance.bytesPerSecond", spec.rebalance.bytes_per_second.as_ref());
-        let quota_bytes = quantity("spec.etcd.quota", spec.etcd.as_ref().and_then(|e| e.quota.as_ref()));
-        let _ =
-            quantity("spec.etcd.storage.size", size_of(spec.etcd.as_ref().and_then(|e| e.storage.as_ref())));
-        let _ =
-            quantity("spec.meta.storage.size", size_of(spec.meta.as_ref().and_then(|m| m.storage.as_ref())));
-        let compaction_retention = match spec.compaction.as_ref().map(|c| c.retention.duration()) {
-            Some(Err(message)) => {
-                errors.push(FieldError::new("spec.compaction.retention", message));
-                None
-            }
-            other => other.and_then(Result::ok),
-        };
-        let prefixes = |list: &[String]| list.iter().map(|p| p.clone().into()).collect();
-        let draft = Draft {
-            name: self.metadata.name.clone().unwrap_or_default(),
-            shards: spec.shards,
-            delimiter: spec.keyspace.delimiter.clone().into(),
-            splittable: prefixes(&spec.keyspace.splittable),
-            presplit: prefixes(&spec.keyspace.presplit),
-            pins: spec
-                .keyspace
-                .pins
-                .iter()
-                .map(|pin| DraftPin { prefix: pin.prefix.clone().into(), shard: pin.shard })
-                .collect(),
-            mode: match spec.rebalance.mode {
-                RebalanceModeSpec::Automatic => RebalanceMode::Automatic,
-                RebalanceModeSpec::Manual => RebalanceMode::Manual,
-                RebalanceModeSpec::Paused => RebalanceMode::Paused,
-            },
-            moves_max: spec.rebalance.max_concurrent_moves,
-            bytes_per_second_max,
-            compaction_retention,
-            quota_bytes,
-        };
-        match validate(draft) {
-            Ok(topology) if errors.is_empty() => Ok(topology),
-            Ok(_) => Err(errors),
-            Err(more) => {
-                errors.extend(more);
-                Err(errors)
-            }
-        }
-    }
-}
-
-fn size_of(storage: Option<&StorageSpec>) -> Option<&Quantity> {
-    storage.and_then(|s| s.size.as_ref())
-}
-
-impl ShardedEtcdSpec {
-    /// Checks what has no place in core's topology.
-    fn check(&self, errors: &mut Vec<FieldError>) {
-        if let Some(version) = &self.version {
-            let numbers = version.split('.').collect::<Vec<_>>();
-            let number = |n: &&str| !n.is_empty() && n.len() < 6 && n.bytes().all(|b| b.is_ascii_digit());
-            if numbers.len() != 3 || !numbers.iter().all(number) {
-                let message =
-                    format!("{version:?} is no release of etcd; write three numbers, such as 3.7.3");
-                errors.push(FieldError::new("spec.version", message));
-            }
-        }
-        if self.image.as_ref().is_some_and(|image| image.is_empty() || image.contains(char::is_whitespace)) {
-            errors.push(FieldError::new("spec.image", "no image repository; write one, or remove the field"));
-        }
-        let members = [
-            ("spec.etcd.members", self.etcd.as_ref().and_then(|e| e.members)),
-            ("spec.meta.members", self.meta.as_ref().and_then(|m| m.members)),
-        ];
-        for (field, members) in members {
-            if let Some(n) = members.filter(|n| ![1, 3, 5].contains(n)) {
-                let message =
-                    format!("{n} members survive no more failures than {} do; write 1, 3 or 5", n - 1);
-                let message = if (2..=4).contains(&n) {
-                    message
-                } else {
-                    format!("{n} is out of range; write 1, 3 or 5")
-                };
-                errors.push(FieldError::new(field, message));
-            }
-        }
-        let replicas = [
-            ("spec.proxy.replicas", self.proxy.as_ref().and_then(|p| p.replicas), 100),
-            ("spec.shardManager.replicas", self.shard_manager.as_ref().and_then(|m| m.replicas), 5),
-        ];
-        for (field, replicas, max) in replicas {
-            if let Some(n) = replicas.filter(|n| !(1..=max).contains(n)) {
-                errors.push(FieldError::new(field, format!("{n} is out of range; write 1 to {max}")));
-            }
-        }
-        let flags = self.etcd.as_ref().and_then(|e| e.extra_args.as_ref());
-        for flag in flags.into_iter().flat_map(BTreeMap::keys) {
-            let field = format!("spec.etcd.extraArgs.{flag}");
-            if flag.starts_with('-') {
-                let message = format!("starts with a dash; write {}", flag.trim_start_matches('-'));
-                errors.push(FieldError::new(field, message));
-            } else if OWNED_FLAGS.contains(&flag.as_str()) {
-                errors.push(FieldError::new(field, "the topology sets this flag itself; remove it"));
-            }
-        }
     }
 }
