@@ -52,6 +52,8 @@ pub enum Command {
     Proxy(ProxyArgs),
     /// Runs one shard manager over the shards that a routing file names.
     ShardManager(ShardManagerArgs),
+    /// Looks at an etcd member's volume and refuses one that etcd must not start on.
+    MemberGuard(MemberGuardArgs),
     /// Shows shards, ranges with their owners, moves and health of a running topology.
     Status(StatusArgs),
     /// Shows what a file would change in a running topology; changes nothing.
@@ -131,6 +133,37 @@ pub struct ShardManagerArgs {
     /// Name of this shard manager, unlike that of all others [default: the host's name and process id].
     #[arg(long, env = "SHARDED_ETCD_NAME")]
     pub name: Option<String>,
+}
+
+/// Arguments of `member-guard`.
+#[derive(Debug, Clone, Args)]
+pub struct MemberGuardArgs {
+    /// etcd's data folder; the marker is put beside it, on the same volume.
+    #[arg(long, value_name = "DIR", env = "SHARDED_ETCD_DATA_DIR")]
+    pub data_dir: PathBuf,
+    /// etcd's initial cluster token.
+    #[arg(long, env = "SHARDED_ETCD_TOKEN")]
+    pub token: String,
+    /// Whether the cluster is being made, or has served already.
+    #[arg(long, value_enum, env = "SHARDED_ETCD_STATE")]
+    pub state: ClusterState,
+    /// Where a container says why it ended; left alone where there is none.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "SHARDED_ETCD_TERMINATION_LOG",
+        default_value = "/dev/termination-log"
+    )]
+    pub termination_log: PathBuf,
+}
+
+/// Whether a cluster is being made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ClusterState {
+    /// It is being made: members begin with empty volumes.
+    New,
+    /// All of its members have served: none may be without data.
+    Existing,
 }
 
 /// Arguments of `status`.

@@ -6,6 +6,7 @@ mod files;
 mod host;
 mod listen;
 mod logs;
+mod member_guard;
 mod plan;
 mod proxy;
 mod query;
@@ -61,6 +62,10 @@ fn run(command: Command) -> Result<ExitCode> {
             version::ETCD_API
         )),
         Command::Crd => print(format_args!("{}", sharded_etcd_crd::crd_yaml())),
+        Command::MemberGuard(args) => {
+            member_guard::run(&args)?;
+            Ok(ExitCode::SUCCESS)
+        }
         command => {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
@@ -85,7 +90,7 @@ async fn run_async(command: Command) -> Result<ExitCode> {
             return Ok(if answer.has_changes { ExitCode::from(EXIT_CHANGES) } else { printed });
         }
         Command::ShardManager(args) => shard_manager::run(args).await?,
-        Command::Version | Command::Crd => {}
+        Command::Version | Command::Crd | Command::MemberGuard(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
