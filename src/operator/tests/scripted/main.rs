@@ -1,0 +1,7 @@
+//! The operator against a scripted API server, in simulated time.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod converge;
+mod fake;
