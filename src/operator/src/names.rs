@@ -354,8 +354,7 @@ mod tests {
     #[test]
     fn only_the_controller_owns() {
         let mut owner = owner_reference("demo", "u");
-        let metadata =
-            ObjectMeta { owner_references: Some(vec![owner.clone()]), ..ObjectMeta::default() };
+        let metadata = ObjectMeta { owner_references: Some(vec![owner.clone()]), ..ObjectMeta::default() };
         assert!(is_owned(&metadata, "u") && !is_owned(&metadata, "v"));
         owner.controller = None;
         let metadata = ObjectMeta { owner_references: Some(vec![owner]), ..ObjectMeta::default() };
