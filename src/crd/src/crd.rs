@@ -3,21 +3,27 @@
 use kube::CustomResourceExt;
 use serde_json::Value;
 
-use crate::{ShardedEtcd, effect::prune_cluster_only};
+use crate::{ShardedEtcd, schema::complete};
 
-/// The schema of the whole resource, with the fields that only a cluster can honour.
+/// The schema of the resource.
 pub(crate) fn full_schema() -> Value {
-    let mut crd = serde_json::to_value(ShardedEtcd::crd()).expect("a CRD is plain data");
-    let schema = crd.pointer_mut("/spec/versions/0/schema/openAPIV3Schema");
-    schema.expect("the derive makes a schema").take()
+    let mut crd = crd();
+    schema_of(&mut crd).take()
 }
 
-/// The CRD as it is installed into a cluster, in YAML. Fields without effect yet are not in it.
+/// The CRD as it is installed into a cluster, in YAML.
 pub fn crd_yaml() -> String {
+    serde_saphyr::to_string(&crd()).expect("JSON can be written as YAML")
+}
+
+fn crd() -> Value {
     let mut crd = serde_json::to_value(ShardedEtcd::crd()).expect("a CRD is plain data");
-    let spec = crd.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/spec");
-    prune_cluster_only(spec.expect("the derive makes a schema with a spec"));
-    serde_saphyr::to_string(&crd).expect("JSON can be written as YAML")
+    complete(schema_of(&mut crd));
+    crd
+}
+
+fn schema_of(crd: &mut Value) -> &mut Value {
+    crd.pointer_mut("/spec/versions/0/schema/openAPIV3Schema").expect("the derive makes a schema")
 }
 
 #[cfg(test)]
@@ -39,13 +45,29 @@ mod tests {
         assert!(written == current, "{} is out of date: run the tests with UPDATE=1", path.display());
     }
 
+    /// `kubectl apply` without `--server-side` keeps a copy of the manifest in an annotation, and all annotations together
+    /// have 256 KiB.
     #[test]
-    fn crd_has_only_fields_with_effect() {
+    fn fits_an_annotation() {
         let crd: Value = serde_saphyr::from_str(&crd_yaml()).unwrap();
-        let spec = crd.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties").unwrap();
-        let names = spec.as_object().unwrap().keys().map(String::as_str).collect::<Vec<_>>().join(" ");
-        assert_eq!(names, "compaction etcd keyspace rebalance shards version");
-        let etcd = spec.pointer("/etcd/properties").unwrap().as_object().unwrap();
-        assert_eq!(etcd.keys().collect::<Vec<_>>(), ["quota"]);
+        let bytes = crd.to_string().len();
+        assert!(bytes < 128 << 10, "{bytes}");
+    }
+
+    #[test]
+    fn crd_has_the_fields_that_work() {
+        let schema = full_schema();
+        let names = |path: &str| {
+            let properties = schema.pointer(path).and_then(Value::as_object).unwrap();
+            properties.keys().map(String::as_str).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(
+            names("/properties/spec/properties"),
+            "compaction etcd image keyspace meta proxy rebalance shardManager shards version"
+        );
+        assert_eq!(
+            names("/properties/spec/properties/etcd/properties/resources/properties"),
+            "limits requests"
+        );
     }
 }

@@ -1,11 +1,10 @@
 //! Which fields have an effect where.
 
-use serde_json::Value;
 use sharded_etcd_core::topology::FieldError;
 
 use crate::ShardedEtcdSpec;
 
-/// Fields that only a cluster can honour, below `spec`. They are not in the CRD before the operator honours them.
+/// Fields that only a cluster can honour, below `spec`.
 pub(crate) const CLUSTER_ONLY: &[&str] = &[
     "image",
     "etcd.members",
@@ -43,19 +42,4 @@ pub fn version_mismatch(spec: &ShardedEtcdSpec, installed: &str) -> Option<Field
          {wanted} with --etcd"
     );
     Some(FieldError::new("spec.version", message))
-}
-
-/// Takes the fields that only a cluster can honour out of the schema of `spec`.
-pub(crate) fn prune_cluster_only(spec_schema: &mut Value) {
-    for path in CLUSTER_ONLY {
-        let mut names = path.split('.').collect::<Vec<_>>();
-        let Some(last) = names.pop() else { continue };
-        let parent = names.into_iter().try_fold(&mut *spec_schema, |schema, name| {
-            schema.get_mut("properties").and_then(|properties| properties.get_mut(name))
-        });
-        if let Some(properties) = parent.and_then(|p| p.get_mut("properties")).and_then(Value::as_object_mut)
-        {
-            properties.remove(last);
-        }
-    }
 }

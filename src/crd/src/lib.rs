@@ -15,6 +15,8 @@ mod document;
 mod effect;
 mod parse;
 pub mod routing;
+mod rules;
+mod schema;
 mod spec;
 pub mod status;
 pub mod units;

@@ -54,9 +54,8 @@ use crate::{
 pub struct ShardedEtcdSpec {
     /// Release of etcd that the shards and meta run, as in 3.7.3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^[0-9]+\.[0-9]+\.[0-9]+$"))]
     pub version: Option<String>,
-    /// Repository of the etcd image, for a mirror or an air-gapped registry.
+    /// Repository of the etcd image, without tag and digest, for a mirror or an air-gapped registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// Number of shards. Changing it re-balances the data while clients go on.
@@ -93,13 +92,10 @@ pub struct KeyspaceSpec {
     /// shard, so that locks, elections and other transactions within a directory work. "" allows a boundary anywhere.
     pub delimiter: String,
     /// Directories whose keys may be parted all the same, such as /registry/pods/.
-    #[schemars(length(max = 4096))]
     pub splittable: Vec<String>,
     /// Boundaries between ranges that exist from the start; the ranges are dealt out to the shards.
-    #[schemars(length(max = 4096))]
     pub presplit: Vec<String>,
     /// Prefixes whose keys always live on one shard. Of nested pins the longest wins.
-    #[schemars(length(max = 4096))]
     pub pins: Vec<PinSpec>,
 }
 
@@ -126,7 +122,6 @@ pub struct PinSpec {
 pub struct EtcdSpec {
     /// Members of each shard: 1, 3 or 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 5))]
     pub members: Option<i64>,
     /// The volume of each member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -187,7 +182,6 @@ pub enum RetainPolicy {
 pub struct MetaSpec {
     /// Members: 1, 3 or 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 5))]
     pub members: Option<i64>,
     /// The volume of each member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
