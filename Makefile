@@ -1,4 +1,5 @@
 # Needs Rust (rustup reads rust-toolchain.toml), Go 1.26 and a C compiler; .ci/run installs what a bare machine lacks.
+# Only e2e needs root, and only without KUBECONFIG.
 
 # One profile for Clippy and tests, so that dependencies are built once; see [profile.ci] in Cargo.toml.
 PROFILE ?= ci
@@ -21,7 +22,7 @@ lint: lint-rust lint-go lint-shell ## formatting and lints, warnings are errors
 .PHONY: lint-rust
 lint-rust:
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --workspace --all-targets --profile $(PROFILE) -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features sharded-etcd-e2e/cluster --profile $(PROFILE) -- -D warnings
 
 .PHONY: lint-go
 lint-go:
@@ -34,7 +35,7 @@ lint-go:
 .PHONY: lint-shell
 lint-shell:
 	@for script in .ci/run $$(git ls-files '*.sh'); do bash -n $$script || exit 1; done
-	@if command -v shellcheck >/dev/null; then shellcheck --severity=warning .ci/run $$(git ls-files '*.sh'); fi
+	@if command -v shellcheck >/dev/null; then shellcheck --external-sources --severity=warning .ci/run $$(git ls-files '*.sh'); fi
 
 .PHONY: test
 test: tools test-rust test-go ## all tests that need no root: unit, simulation, integration against real etcd, etcdctl and kube-apiserver
@@ -56,6 +57,14 @@ test-go:
 test-kube: tools ## of the tests, those with a real kube-apiserver (test targets named kube*)
 	$(CARGO) build --locked --workspace --bins --profile $(PROFILE)
 	$(CARGO) test --locked --workspace --profile $(PROFILE) --test 'kube*'
+
+.PHONY: e2e
+e2e: ## the tests on a whole Kubernetes cluster: that of KUBECONFIG, or one built for the run (needs root) and removed
+	@PROFILE=$(PROFILE) CARGO=$(CARGO) e2e/run.sh $(E2E)
+
+.PHONY: images
+images: ## the images that e2e runs, as files for docker load or ctr images import, in target/images
+	@PROFILE=$(PROFILE) e2e/image/build.sh target/images
 
 .PHONY: tools
 tools: ## etcd, etcdctl, kube-apiserver, kubectl and the Go workload, unless this machine has them; 10 minutes on two cores

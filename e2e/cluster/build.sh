@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs the packages and builds the programs that the cluster needs, once for this machine.
+# shellcheck source=SCRIPTDIR/env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 need_root
 packages=(containerd runc containernetworking-plugins iptables busybox-static iproute2 openssl util-linux procps)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Stops the cluster and removes all its state; what build.sh made stays. Nothing happens when there is none.
+# shellcheck source=SCRIPTDIR/env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 [ -d "$run" ] || exit 0
 need_root

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: where things are, and how to run something inside a node.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -6,10 +7,10 @@ cache=${XDG_CACHE_HOME:-${HOME:?set HOME or XDG_CACHE_HOME}/.cache}/sharded-etcd
 bin=${SHARDED_ETCD_TOOLS_DIR:-$cache/bin}
 # The running cluster, one for each clone; down.sh removes it.
 run=$(realpath -m "${SHARDED_ETCD_CLUSTER_DIR:-$cache/cluster/$(cksum <<<"$here" | cut -d' ' -f1)}")
-pki=$run/pki
-images=$run/images
-nodes=${NODES:-2}
-cgroup=sharded-etcd-$(cksum <<<"$run" | cut -d' ' -f1)
+export pki=$run/pki
+export images=$run/images
+export nodes=${NODES:-2}
+export cgroup=sharded-etcd-$(cksum <<<"$run" | cut -d' ' -f1)
 export KUBECONFIG=$run/kubeconfig
 # Otherwise in the user's home.
 export KUBECACHEDIR=$run/cache/kube

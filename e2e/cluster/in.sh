@@ -3,6 +3,7 @@
 # reaches the API server, every Service and every pod, but nothing outside.
 #
 #   e2e/cluster/in.sh COMMAND...
+# shellcheck source=SCRIPTDIR/env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 node_alive 1 || fail "the cluster is down: run e2e/cluster/up.sh"
 exec nsenter -t "$(node_pid 1)" --net -- "$@"

@@ -2,6 +2,7 @@
 # Gives images that e2e/image/pack.sh has made to the running nodes.
 #
 #   e2e/cluster/load.sh IMAGE.tar...
+# shellcheck source=SCRIPTDIR/env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 for folder in "$run"/node*; do
     n=${folder##*/node}

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Makes what is missing of the cluster's authority, certificates and kubeconfig files.
+# shellcheck source=SCRIPTDIR/env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-mkdir -p "$pki" && cd "$pki"
+mkdir -p "$pki"
+cd "$pki"
 
 key() { openssl ecparam -genkey -name prime256v1 -noout -out "$1.key" 2>/dev/null; }
 

@@ -2,6 +2,7 @@
 # Cuts a node's power, or gives it back; its disk stays. The control plane and all volumes are on node 1.
 #
 #   e2e/cluster/power.sh off|on NODE
+# shellcheck source=SCRIPTDIR/env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 need_root
 case ${1:-}/${2:-} in

@@ -5,6 +5,7 @@
 # A node is a process with namespaces of its own. Its /run, /tmp, /var/lib and /var/log are folders in the cluster's one
 # folder, so that nothing of it is anywhere else, and no cleaning is needed but to kill it. All nodes share /tmp, and
 # with it the volumes, so that a pod may move with its volume.
+# shellcheck source=SCRIPTDIR/env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 need_root
 [ -x "$bin/k8s" ] || fail "run e2e/cluster/build.sh first"

@@ -47,7 +47,7 @@ for item in "${items[@]}"; do
     esac
 done
 
-archive() { tar --create --format=ustar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --file="$1" --directory="$2" $(ls "$2"); }
+archive() (cd "$2" && tar --create --format=ustar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --file="$1" -- *)
 digest() { sha256sum "$1" | cut -d' ' -f1; }
 mkdir "$work/image"
 archive "$work/image/layer.tar" "$root"
