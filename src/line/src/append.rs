@@ -24,27 +24,20 @@ pub(crate) fn unanswered(what: &'static str) -> LineError {
     LineError::Timeout { what, ms: ANSWER_MAX.as_millis() }
 }
 
-/// What this process has seen of the shards, and whether somebody waits for it.
+/// What this process has seen of the shards.
 pub(crate) struct Appender {
-    seen: Mutex<Seen>,
+    /// Highest local revision seen of each shard, by join number.
+    seen: Mutex<Vec<i64>>,
     wanted: Wake,
     noticed: Wake,
     /// Since when an append has been under way, or has failed again and again.
     unanswered_since: Mutex<Option<Instant>>,
 }
 
-struct Seen {
-    /// Highest local revision seen of each shard, by join number.
-    locals: Vec<i64>,
-    /// An answer waits for a cut.
-    waiting: bool,
-}
-
 impl Appender {
     pub(crate) fn new(shards: usize) -> Self {
-        let seen = Seen { locals: vec![0; shards], waiting: false };
         Self {
-            seen: Mutex::new(seen),
+            seen: Mutex::new(vec![0; shards]),
             wanted: Wake::new(),
             noticed: Wake::new(),
             unanswered_since: Mutex::new(None),
@@ -53,8 +46,8 @@ impl Appender {
 
     pub(crate) fn resize(&self, shards: usize) {
         let mut seen = self.seen.lock();
-        if seen.locals.len() < shards {
-            seen.locals.resize(shards, 0);
+        if seen.len() < shards {
+            seen.resize(shards, 0);
         }
     }
 
@@ -65,38 +58,30 @@ impl Appender {
 
     /// An answer waits for a cut that covers this.
     pub(crate) fn want(&self, shard: ShardIx, local: i64) {
-        self.note(shard, local, true);
+        self.note(shard, local);
         self.wanted.notify_one();
     }
 
     /// Seen, and nobody waits.
     pub(crate) fn saw(&self, shard: ShardIx, local: i64) {
-        self.note(shard, local, false);
+        self.note(shard, local);
         self.noticed.notify_one();
     }
 
-    fn note(&self, shard: ShardIx, local: i64, waits: bool) {
+    fn note(&self, shard: ShardIx, local: i64) {
         let mut seen = self.seen.lock();
-        if seen.locals.len() <= shard.index() {
-            seen.locals.resize(shard.index() + 1, 0);
+        if seen.len() <= shard.index() {
+            seen.resize(shard.index() + 1, 0);
         }
-        let known = &mut seen.locals[shard.index()];
+        let known = &mut seen[shard.index()];
         *known = (*known).max(local);
-        seen.waiting |= waits;
     }
 
-    /// What was seen above a vector; and whether an answer waited for a cut, which is no longer noted then.
-    fn uncovered(&self, vector: &[i64]) -> (Vec<(ShardIx, i64)>, bool) {
-        let mut seen = self.seen.lock();
-        let above = seen
-            .locals
-            .iter()
-            .zip(vector)
-            .enumerate()
-            .filter(|(_, (seen, v))| seen > v)
-            .map(|(i, (&seen, _))| (ShardIx(i as u32), seen))
-            .collect();
-        (above, std::mem::take(&mut seen.waiting))
+    /// What was seen above a vector.
+    fn uncovered(&self, vector: &[i64]) -> Vec<(ShardIx, i64)> {
+        let seen = self.seen.lock();
+        let above = seen.iter().zip(vector).enumerate().filter(|(_, (seen, v))| seen > v);
+        above.map(|(i, (&seen, _))| (ShardIx(i as u32), seen)).collect()
     }
 }
 
@@ -125,7 +110,7 @@ impl Line {
                 () = self.appender.wanted.notified() => {}
                 () = self.linger() => {}
             }
-            let (above, _) = self.appender.uncovered(&self.cut().vector);
+            let above = self.appender.uncovered(&self.cut().vector);
             if above.is_empty() {
                 continue;
             }
