@@ -16,14 +16,23 @@ pub fn routes(
     sizes: &Arc<Sizes>,
     endpoint: Option<String>,
 ) -> Routes {
-    let service = AdminService::new(
+    Routes::new(AdminServer::new(service(line, shards, sizes, endpoint)))
+}
+
+/// The service itself.
+pub fn service(
+    line: &Arc<Line>,
+    shards: &Arc<Shards>,
+    sizes: &Arc<Sizes>,
+    endpoint: Option<String>,
+) -> AdminService {
+    AdminService::new(
         Arc::clone(line),
         Arc::clone(shards),
         Arc::clone(sizes),
         Arc::new(|json: &str| topology(json)),
         endpoint,
-    );
-    Routes::new(AdminServer::new(service))
+    )
 }
 
 fn topology(json: &str) -> Result<Topology, String> {

@@ -1,8 +1,9 @@
 //! The command line: every flag is an environment variable too.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use sharded_etcd_crd::units::TimeSpan;
 
 /// Where a topology of this machine is served, and where `status` and `plan` look for it.
 pub const DEFAULT_ENDPOINT: &str = "127.0.0.1:2379";
@@ -119,6 +120,12 @@ pub struct ProxyArgs {
     /// Name of this proxy, unlike that of all others [default: the host's name and the port].
     #[arg(long, env = "SHARDED_ETCD_NAME")]
     pub name: Option<String>,
+    /// How long it goes on serving once it is told to stop, while /readyz says that it is not ready any more.
+    #[arg(long, value_name = "DURATION", env = "SHARDED_ETCD_DRAIN_DELAY", default_value = "0s", value_parser = duration)]
+    pub drain_delay: Duration,
+    /// How long requests under way may take after that; streams are ended at once.
+    #[arg(long, value_name = "DURATION", env = "SHARDED_ETCD_DRAIN_MAX", default_value = "10s", value_parser = duration)]
+    pub drain_max: Duration,
 }
 
 /// Arguments of `shard-manager`.
@@ -203,6 +210,14 @@ pub enum OutputFormat {
     Table,
     /// JSON, stable.
     Json,
+}
+
+/// A time on the command line, in the notation of the resource; `0s` too, which means not to wait at all.
+fn duration(text: &str) -> Result<Duration, String> {
+    match text {
+        "0" | "0s" => Ok(Duration::ZERO),
+        text => TimeSpan(text.to_owned()).duration(),
+    }
 }
 
 /// Why an address cannot be used.

@@ -3,10 +3,12 @@
 mod admin;
 mod cli;
 mod files;
+mod front;
 mod host;
 mod listen;
 mod logs;
 mod member_guard;
+mod patience;
 mod plan;
 mod proxy;
 mod query;

@@ -164,6 +164,7 @@ mod tests {
 
     fn status(shards: &[(&str, ShardPhase)]) -> ShardedEtcdStatus {
         let shard = |(name, phase): &(&str, ShardPhase)| ShardStatus {
+            incarnation: None,
             shard: (*name).to_owned(),
             phase: *phase,
             members: 1,

@@ -128,6 +128,7 @@ mod tests {
                 observed_generation: None,
             }],
             topology: vec![ShardStatus {
+                incarnation: None,
                 shard: "shard-0".into(),
                 phase: ShardPhase::Serving,
                 members: 1,

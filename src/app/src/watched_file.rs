@@ -35,7 +35,7 @@ pub enum Change {
 }
 
 /// A file and the text that was last seen in it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct WatchedFile {
     path: PathBuf,
     last: Change,
@@ -213,5 +213,29 @@ mod tests {
         }
         fs::write(&path, "d").unwrap();
         assert_eq!(changes.recv().await, Some(text("d")), "written in place");
+    }
+
+    /// A ConfigMap is a link through a link; an update swaps the inner one (Kubernetes: pkg/volume/util/atomic_writer.go).
+    #[tokio::test]
+    async fn a_config_map_that_is_updated_is_seen() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let update = |version: &str, text: &str| {
+            fs::create_dir(at(version)).unwrap();
+            fs::write(at(version).join("routing.json"), text).unwrap();
+            symlink(version, at("..data_tmp")).unwrap();
+            fs::rename(at("..data_tmp"), at("..data")).unwrap();
+        };
+        update("..1", "a");
+        symlink("..data/routing.json", at("routing.json")).unwrap();
+        let (file, first) = WatchedFile::read(&at("routing.json")).unwrap();
+        assert_eq!(first, "a");
+        let mut changes = watch(file, CancellationToken::new());
+        for (version, before, round) in [("..2", "..1", "b"), ("..3", "..2", "c")] {
+            update(version, round);
+            fs::remove_dir_all(at(before)).unwrap();
+            assert_eq!(changes.recv().await, Some(text(round)));
+        }
     }
 }

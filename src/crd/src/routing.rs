@@ -114,7 +114,9 @@ impl Routing {
     /// # Errors
     /// Never for a routing that [`Routing::parse`] gave.
     pub fn topology(&self) -> Result<Topology, Vec<FieldError>> {
-        self.resource.topology()
+        let mut topology = self.resource.topology()?;
+        topology.generation = self.resource.metadata.generation.unwrap_or(0);
+        Ok(topology)
     }
 }
 
@@ -139,6 +141,16 @@ mod tests {
     fn is_read_back() {
         let routing = routing(Engine::Etcd);
         assert_eq!(Routing::parse(Path::new("r.json"), &routing.encode()).unwrap(), routing);
+    }
+
+    #[test]
+    fn the_generation_of_the_resource_is_passed_on() {
+        let mut routing = routing(Engine::Etcd);
+        assert_eq!(routing.topology().unwrap().generation, 0);
+        routing.resource.metadata.generation = Some(7);
+        routing.resource.metadata.uid = Some("8f2c".into());
+        let read = Routing::parse(Path::new("r.json"), &routing.encode()).unwrap();
+        assert_eq!(read.topology().unwrap().generation, 7);
     }
 
     #[test]

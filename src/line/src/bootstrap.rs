@@ -4,7 +4,7 @@ use bytes::Bytes;
 use sharded_etcd_core::{
     keyspace::{KeyRange, RESERVED, RangeEntry, ShardIx},
     line::{Entry, Init, Join},
-    records::{self, Claim, ClaimState, Claims, FENCE_OPEN, MapRecord, Record, TopologyId},
+    records::{self, Claim, ClaimState, Claims, FENCE_OPEN, FirstRecord, MapRecord, Record, TopologyId},
 };
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::{Shard, ShardError};
@@ -31,6 +31,15 @@ pub enum BootstrapError {
         shard: String,
         /// What was found there.
         found: String,
+    },
+    /// The shard was claimed for other ranges than these.
+    #[error(
+        "{shard} was claimed by an earlier start of this topology, with other ranges: write the spec's shards and keyspace \
+         as they were then, or delete the topology with its data and make it anew"
+    )]
+    OtherRanges {
+        /// Its name.
+        shard: String,
     },
     /// Meta belongs to another topology.
     #[error(
@@ -71,6 +80,51 @@ pub async fn topology_id(meta: &dyn Shard) -> Result<Option<TopologyId>, Bootstr
     Ok(answer.kvs.first().map(|kv| TopologyId::decode(&kv.value)).transpose()?)
 }
 
+/// Writes down what the topology is started with, unless it has been; what it is then.
+///
+/// For starts by several processes that may have been told different things: all go on with what the first one wrote, and
+/// what was wanted meanwhile is reached from there as any change is. [`bootstrap`] takes it away again.
+///
+/// # Errors
+/// See [`BootstrapError`].
+pub async fn fix_first(meta: &dyn Shard, wanted: &FirstRecord) -> Result<FirstRecord, BootstrapError> {
+    let key = Bytes::from_static(records::FIRST);
+    let get = pb::RangeRequest { key: key.clone(), ..Default::default() };
+    let txn = pb::TxnRequest {
+        compare: vec![
+            never_created(&KeyRange::key(records::FIRST)),
+            never_created(&KeyRange::key(records::CUT_LATEST)),
+        ],
+        success: vec![put_op(pb::PutRequest { key, value: wanted.encode(), ..Default::default() })],
+        failure: vec![pb::RequestOp { request: Some(pb::Request::RequestRange(get)) }],
+    };
+    let answer = meta.txn(txn).await.map_err(unreachable("meta"))?;
+    if answer.succeeded {
+        return Ok(wanted.clone());
+    }
+    let found = answer.responses.into_iter().next().and_then(|op| op.response);
+    let Some(pb::Response::ResponseRange(found)) = found else { return Ok(wanted.clone()) };
+    // None is there if the topology has been started meanwhile: then `bootstrap` changes nothing.
+    let Some(kv) = found.kvs.first() else { return Ok(wanted.clone()) };
+    let found = FirstRecord::decode(&kv.value)?;
+    if found.uid == wanted.uid {
+        Ok(found)
+    } else {
+        Err(BootstrapError::OtherTopology { found: found.uid, expected: wanted.uid.clone() })
+    }
+}
+
+/// What the topology is being started with, if somebody began to.
+///
+/// # Errors
+/// See [`BootstrapError`].
+pub async fn first(meta: &dyn Shard) -> Result<Option<FirstRecord>, BootstrapError> {
+    let key = Bytes::from_static(records::FIRST);
+    let answer =
+        meta.range(pb::RangeRequest { key, ..Default::default() }).await.map_err(unreachable("meta"))?;
+    Ok(answer.kvs.first().map(|kv| FirstRecord::decode(&kv.value)).transpose()?)
+}
+
 /// Opens the first ranges on their shards and writes the log's first entry. May race with others and may be repeated:
 /// one of them wins, and the identity in meta is returned.
 ///
@@ -102,6 +156,7 @@ pub async fn bootstrap(
         put_op(put(records::TOPOLOGY_ID, id.encode())),
         put_op(put(records::MAP, MapRecord { generation: 1 }.encode())),
         put_op(put(records::CUT_LATEST, init.encode())),
+        delete_op(records::FIRST),
     ];
     let compare = vec![never_created(&KeyRange::key(records::CUT_LATEST))];
     let txn = pb::TxnRequest { compare, success, failure: Vec::new() };
@@ -157,7 +212,7 @@ async fn claim(new: &NewShard<'_>, ranges: &[&RangeEntry]) -> Result<Join, Boots
         }
         match ours {
             Some(kv) if kv.value == value => {}
-            Some(_) => return Err(foreign("it was claimed with other ranges")),
+            Some(_) => return Err(BootstrapError::OtherRanges { shard: new.name.to_owned() }),
             None => return Err(foreign("it has other records")),
         }
     }
@@ -195,6 +250,11 @@ fn never_created(range: &KeyRange) -> pb::Compare {
 
 fn put_op(put: pb::PutRequest) -> pb::RequestOp {
     pb::RequestOp { request: Some(pb::Request::RequestPut(put)) }
+}
+
+fn delete_op(key: &'static [u8]) -> pb::RequestOp {
+    let delete = pb::DeleteRangeRequest { key: Bytes::from_static(key), ..Default::default() };
+    pb::RequestOp { request: Some(pb::Request::RequestDeleteRange(delete)) }
 }
 
 fn unreachable(who: &str) -> impl Fn(ShardError) -> BootstrapError + '_ {

@@ -198,6 +198,10 @@ impl Shard for CheckedShard {
         alarm(request: pb::AlarmRequest) -> pb::AlarmResponse;
     }
 
+    fn members(&self) -> BoxFuture<'_, Vec<sharded_etcd_shard::Member>> {
+        self.inner.members()
+    }
+
     fn watch(&self, request: pb::WatchCreateRequest) -> BoxFuture<'_, Result<WatchStream>> {
         async move {
             let events = self.inner.watch(request).await.map_err(|e| self.name_it(e))?;

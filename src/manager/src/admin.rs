@@ -1,6 +1,10 @@
 //! The admin service: what `status` and `plan` ask. It works in every process that has a line and shards.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use sharded_etcd_admin_api::v1::{
@@ -8,6 +12,7 @@ use sharded_etcd_admin_api::v1::{
 };
 use sharded_etcd_core::{
     keyspace::{KeyRange, Rid, ShardIx},
+    line::Joined,
     moves::ops,
     placement::{Limits, plan},
     records::{MovePhase, MoveRecord, Record},
@@ -15,6 +20,7 @@ use sharded_etcd_core::{
 };
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_line::{Cut, Line, Shards};
+use sharded_etcd_shard::Member;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
@@ -24,7 +30,8 @@ use crate::{
     members::chain,
     mover::observe::get,
     report::{
-        Condition, MoveStatus, RANGES_LISTED_MAX, RangeMapStatus, RangeStatus, ShardStatus, TopologyStatus,
+        Condition, LeftShard, MoveStatus, RANGES_LISTED_MAX, RangeMapStatus, RangeStatus, ShardStatus,
+        TopologyStatus,
     },
     sizes::Sizes,
     status::Report,
@@ -79,11 +86,17 @@ impl AdminService {
         let sizes: HashMap<&Rid, (u64, u64)> =
             report.iter().flat_map(|r| &r.sizes).map(|(rid, keys, bytes)| (rid, (*keys, *bytes))).collect();
         let joined = (0..cut.names.len()).filter(|&i| !cut.left[i]);
-        let counted = joined.map(|i| self.count(ShardIx(u32::try_from(i).unwrap_or(u32::MAX)), &cut));
+        let counted = joined.map(|i| {
+            let counting = self.count(ShardIx(u32::try_from(i).unwrap_or(u32::MAX)), &cut);
+            futures::future::join(counting, self.members(&cut.names[i]))
+        });
         let counted = futures::future::join_all(counted).await;
+        let waiting = report.iter().flat_map(|r| &r.shards).filter(|r| r.phase == "Joining");
+        let waiting = waiting.map(|reported| async move { (reported, self.members(&reported.name).await) });
+        let waiting = futures::future::join_all(waiting).await;
         let mut ranges = Vec::new();
         let mut topology = Vec::new();
-        for shard in counted {
+        for (shard, members) in counted {
             let reported = report.iter().flat_map(|r| &r.shards).find(|r| r.name == shard.name);
             let mut total = (0, 0);
             for (entry, keys) in shard.ranges {
@@ -99,9 +112,11 @@ impl AdminService {
             };
             let told = reported.map(|r| r.message.clone()).filter(|m| !m.is_empty());
             topology.push(ShardStatus {
+                incarnation: self.line.with_fold(|f| f.shard(shard.ix).map(|s| i64::from(s.incarnation))),
                 phase: phase.to_owned(),
-                members: 1,
-                ready: i64::from(shard.failure.is_none()),
+                members: count_of(&members),
+                ready: count_of(members.iter().filter(|m| m.ready)),
+                leader: leader_of(&members),
                 db_size: shard.db_size,
                 keys: signed(total.0),
                 bytes: signed(total.1),
@@ -111,12 +126,14 @@ impl AdminService {
                 shard: shard.name,
             });
         }
-        for reported in report.iter().flat_map(|r| &r.shards).filter(|r| r.phase == "Joining") {
+        for (reported, members) in waiting {
             topology.push(ShardStatus {
                 shard: reported.name.clone(),
+                incarnation: self.shards.directory().incarnation(&reported.name).map(i64::from),
                 phase: reported.phase.clone(),
-                members: 1,
-                ready: 0,
+                members: count_of(&members),
+                ready: count_of(members.iter().filter(|m| m.ready)),
+                leader: leader_of(&members),
                 db_size: 0,
                 keys: 0,
                 bytes: 0,
@@ -135,6 +152,8 @@ impl AdminService {
             rid: entry.rid.to_string(),
         });
         Ok(TopologyStatus {
+            observed_generation: report.as_ref().map(|r| r.generation).filter(|generation| *generation > 0),
+            left: self.line.with_fold(|fold| left(fold.shards())),
             endpoint: self.endpoint.clone(),
             shards: i64::try_from(topology.len()).unwrap_or(i64::MAX),
             keys: topology.iter().map(|s| s.keys).sum(),
@@ -150,6 +169,12 @@ impl AdminService {
             moves: moves.iter().map(|record| move_status(record, &cut, report.as_ref())).collect(),
             topology,
         })
+    }
+
+    /// The members of a shard; none if this process knows no way to it.
+    async fn members(&self, name: &str) -> Vec<Member> {
+        let Some(connection) = self.shards.directory().get(name) else { return Vec::new() };
+        tokio::time::timeout(SHARD_WAIT, connection.members()).await.unwrap_or_default()
     }
 
     async fn read_report(&self) -> Option<Report> {
@@ -206,6 +231,24 @@ struct Counted {
     db_size: i64,
     ranges: Vec<(sharded_etcd_core::keyspace::RangeEntry, Option<u64>)>,
     failure: Option<String>,
+}
+
+fn count_of<T>(members: impl IntoIterator<Item = T>) -> i64 {
+    i64::try_from(members.into_iter().count()).unwrap_or(i64::MAX)
+}
+
+fn leader_of(members: &[Member]) -> Option<String> {
+    members.iter().find(|m| m.leads).map(|m| m.name.clone())
+}
+
+/// The newest incarnation of each shard that has left.
+fn left(shards: &[Joined]) -> Vec<LeftShard> {
+    let mut newest = BTreeMap::new();
+    for shard in shards.iter().filter(|s| s.left) {
+        let incarnation = newest.entry(&shard.name).or_insert(shard.incarnation);
+        *incarnation = shard.incarnation.max(*incarnation);
+    }
+    newest.into_iter().map(|(shard, incarnation)| LeftShard { shard: shard.clone(), incarnation }).collect()
 }
 
 /// Bytes of a range with `keys` now, of which `known_keys` had `known_bytes`.

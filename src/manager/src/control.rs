@@ -185,7 +185,6 @@ impl Control {
             }
         }
         let leaves = self.members.leave(topology, &moves).await;
-        let leaves = leaves.unwrap_or_else(|error| vec![("a leaving shard".to_owned(), Some(chain(&error)))]);
         acted |= leaves.iter().any(|(_, waiting)| waiting.is_none());
         self.publish(topology, &plan, &joins, &leaves, failures, &moves).await;
         Ok(acted)
@@ -330,8 +329,9 @@ impl Control {
             finished: self.progress.finished(),
             steps: plan.steps.iter().map(ToString::to_string).collect(),
             waits,
-            shards: self.shard_reports(topology, leaves),
+            shards: self.shard_reports(topology, joins, leaves),
             generation: plan.parent_generation,
+            spec_generation: topology.generation,
             error: None,
         };
         let map = Arc::clone(&self.line.cut().map);
@@ -350,7 +350,12 @@ impl Control {
         }
     }
 
-    fn shard_reports(&self, topology: &Topology, leaves: &[(String, Waiting)]) -> Vec<ShardReport> {
+    fn shard_reports(
+        &self,
+        topology: &Topology,
+        joins: &[(String, String)],
+        leaves: &[(String, Waiting)],
+    ) -> Vec<ShardReport> {
         let cut = self.line.cut();
         let (unreachable, quarantined) = (self.sizes.unreachable(), self.shards.quarantined());
         let joined = cut.names.iter().enumerate().filter(|(i, _)| !cut.left[*i]).map(|(i, name)| {
@@ -359,9 +364,13 @@ impl Control {
             let away = unreachable.get(&ix).map(|why| ("Unreachable", why.clone()));
             let leaving = leaves.iter().find(|l| *l.0 == **name);
             let leaving = leaving.map(|l| ("Draining", l.1.clone().unwrap_or_default()));
-            let (phase, message) = bad.or(away).or(leaving).unwrap_or(("Serving", String::new()));
+            let (phase, mut message) = bad.or(away).or(leaving).unwrap_or(("Serving", String::new()));
             let (keys, bytes) = self.sizes.of_shard(&cut.map, ix);
             let ranges = cut.map.entries().iter().filter(|e| e.shard == ix).count() as u64;
+            if phase == "Draining" && ranges > 0 {
+                let plural = if ranges == 1 { "" } else { "s" };
+                message = format!("{keys} keys in {ranges} range{plural} are still to be moved away");
+            }
             ShardReport { name: name.to_string(), phase: phase.to_owned(), keys, bytes, ranges, message }
         });
         let mut reports: Vec<ShardReport> = joined.collect();
@@ -370,12 +379,12 @@ impl Control {
             if !reports.iter().any(|r| r.name == name) {
                 let phase = "Joining".to_owned();
                 reports.push(ShardReport {
-                    name,
                     phase,
                     keys: 0,
                     bytes: 0,
                     ranges: 0,
-                    message: String::new(),
+                    message: joins.iter().find(|j| j.0 == name).map_or(String::new(), |j| j.1.clone()),
+                    name,
                 });
             }
         }

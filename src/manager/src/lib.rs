@@ -17,6 +17,7 @@ mod progress;
 mod report;
 mod reshape;
 mod sizes;
+mod start;
 mod status;
 
 pub use admin::{AdminService, ReadResource};
@@ -33,4 +34,5 @@ pub use mover::{
 pub use progress::{FinishedMove, MoveProgress, Progress};
 pub use reshape::Reshaper;
 pub use sizes::{RangeSize, Sizes};
+pub use start::{StartError, start_topology};
 pub use status::{ManagerStatus, MoveReport, Report, ShardReport};

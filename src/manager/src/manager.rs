@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use sharded_etcd_core::{placement::Limits, topology::Topology};
 use sharded_etcd_line::{Line, Shards};
 use tokio::sync::watch;
@@ -112,8 +113,21 @@ impl Manager {
     }
 
     /// Adds its metrics to a registry.
-    pub fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
+    pub fn register_metrics(&self, registry: &mut Registry) {
         self.progress.counters.register(registry);
+    }
+
+    /// Its metrics in the text format of Prometheus, for a process that serves nothing else.
+    pub fn metrics_text(&self) -> String {
+        let mut registry = Registry::with_prefix("sharded_etcd");
+        self.register_metrics(&mut registry);
+        let leading: Gauge = Gauge::default();
+        leading.set(i64::from(self.status.borrow().leading));
+        registry.register("manager_leading", "1 if this shard manager leads the topology", leading);
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+        text
     }
 
     /// Sizes of the ranges, for the admin service of the same process.

@@ -8,7 +8,10 @@ use sharded_etcd_core::{
     keyspace::{KeyRange, ShardIx},
     line::Entry,
     moves::ops,
-    records::{self, LEASE_PREFIX, MOVES_PREFIX, MapRecord, MoveRecord, Record, lease_id_of_key},
+    records::{
+        self, LEASE_PREFIX, MOVES_PREFIX, MapRecord, MoveRecord, PROXIES_PREFIX, ProxyRecord, Record,
+        lease_id_of_key,
+    },
     topology::{Topology, shard_index, shard_name},
 };
 use sharded_etcd_etcd_api::messages as pb;
@@ -40,22 +43,40 @@ impl Members {
         Self { line, shards, drain_history_max, empty_since: Mutex::default() }
     }
 
-    /// Takes in every shard that the topology wants and that can be reached; what keeps the others out.
+    /// Takes in every shard that the topology wants, that can be reached, and that every proxy knows; what keeps the others
+    /// out. Nothing is sent to the others.
     pub(crate) async fn join(&self, topology: &Topology) -> Vec<(String, String)> {
         let mut waits = Vec::new();
-        for index in 0..topology.shards {
-            let name = shard_name(index);
-            if self.line.with_fold(|fold| fold.shard_named(&name)).is_some() {
+        let names = (0..topology.shards).map(shard_name);
+        let new: Vec<String> =
+            names.filter(|name| self.line.with_fold(|fold| fold.shard_named(name)).is_none()).collect();
+        if new.is_empty() {
+            return waits;
+        }
+        let behind = self.proxies_behind(topology.generation).await;
+        for name in new {
+            if let Some(why) = &behind {
+                waits.push((name, why.clone()));
                 continue;
             }
             let Some(connection) = self.shards.directory().get(&name) else {
                 waits.push((name, "it is not running yet, or there is no connection to it".to_owned()));
                 continue;
             };
-            let incarnation = self.line.with_fold(|fold| {
-                let same = fold.shards().iter().filter(|s| s.name == name).map(|s| s.incarnation + 1);
-                same.max().unwrap_or(0)
+            let last = self.line.with_fold(|fold| {
+                fold.shards().iter().filter(|s| s.name == name).map(|s| s.incarnation).max()
             });
+            let incarnation = match (self.shards.directory().incarnation(&name), last) {
+                (Some(given), Some(last)) if given <= last => {
+                    waits.push((
+                        name,
+                        format!("incarnation {given} of it has left; the next one is not there yet"),
+                    ));
+                    continue;
+                }
+                (Some(given), _) => given,
+                (None, last) => last.map_or(0, |last| last + 1),
+            };
             let new = NewShard { name: &name, incarnation, shard: connection.as_ref() };
             match bootstrap::join(&self.line, &new).await {
                 Ok(()) => tracing::info!(shard = name, incarnation, "shard joined"),
@@ -65,12 +86,33 @@ impl Members {
         waits
     }
 
+    /// The proxies that have not taken up a generation of the routing, as a reason to wait. A range on a shard that a proxy
+    /// does not know is a range that it cannot serve. One that hangs loses its registration, so this ends.
+    async fn proxies_behind(&self, generation: i64) -> Option<String> {
+        if generation == 0 {
+            return None;
+        }
+        let range = ops::range_request(&KeyRange::prefix(PROXIES_PREFIX));
+        let answer = match self.line.meta().range(range).await {
+            Ok(answer) => answer,
+            Err(error) => return Some(format!("the proxies cannot be read from meta: {error}")),
+        };
+        let records = answer.kvs.iter().filter_map(|kv| ProxyRecord::decode(&kv.value).ok());
+        let mut behind = records.filter(|proxy| proxy.generation.is_some_and(|known| known < generation));
+        let first = behind.next()?;
+        let more = match behind.count() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Some(format!(
+            "proxy {}{more} has not taken up generation {generation} of the spec yet, only {}",
+            first.name,
+            first.generation.unwrap_or_default()
+        ))
+    }
+
     /// Moves every drained shard that is to leave a step on; what each still waits for.
-    pub(crate) async fn leave(
-        &self,
-        topology: &Topology,
-        moves: &[MoveRecord],
-    ) -> Result<Vec<(String, Waiting)>> {
+    pub(crate) async fn leave(&self, topology: &Topology, moves: &[MoveRecord]) -> Vec<(String, Waiting)> {
         let leaving: Vec<(ShardIx, String, i64, i64)> = self.line.with_fold(|fold| {
             let all = fold.shards().iter().enumerate();
             all.filter(|(_, s)| !s.left && shard_index(&s.name).is_none_or(|index| index >= topology.shards))
@@ -87,13 +129,15 @@ impl Members {
         self.empty_since.lock().retain(|ix, _| leaving.iter().any(|l| l.0 == *ix));
         let mut waits = Vec::new();
         for (ix, name, last_flip_away, compacted) in leaving {
-            let waiting = self.leave_one(ix, last_flip_away, compacted, moves).await?;
+            // One that cannot be reached does not hold up the others.
+            let waiting = self.leave_one(ix, last_flip_away, compacted, moves).await;
+            let waiting = waiting.unwrap_or_else(|error| Some(chain(&error)));
             if waiting.is_none() {
                 tracing::info!(shard = name, "shard left");
             }
             waits.push((name, waiting));
         }
-        Ok(waits)
+        waits
     }
 
     async fn leave_one(

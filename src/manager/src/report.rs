@@ -10,6 +10,9 @@ pub(crate) const RANGES_LISTED_MAX: usize = 100;
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TopologyStatus {
+    /// Generation of the resource that the leading shard manager acts on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) observed_generation: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) endpoint: Option<String>,
     pub(crate) shards: i64,
@@ -21,6 +24,15 @@ pub(crate) struct TopologyStatus {
     pub(crate) topology: Vec<ShardStatus>,
     pub(crate) range_map: RangeMapStatus,
     pub(crate) moves: Vec<MoveStatus>,
+    /// The newest incarnation of each shard that has left; the same name may be in `topology` again.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) left: Vec<LeftShard>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct LeftShard {
+    pub(crate) shard: String,
+    pub(crate) incarnation: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -52,9 +64,13 @@ impl Condition {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ShardStatus {
     pub(crate) shard: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) incarnation: Option<i64>,
     pub(crate) phase: String,
     pub(crate) members: i64,
     pub(crate) ready: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) leader: Option<String>,
     pub(crate) db_size: i64,
     pub(crate) keys: i64,
     pub(crate) bytes: i64,

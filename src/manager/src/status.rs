@@ -34,6 +34,8 @@ pub struct ManagerStatus {
     pub shards: Vec<ShardReport>,
     /// Generation of the range map that this speaks of.
     pub generation: u64,
+    /// Generation of the resource that is acted on, see [`Topology::generation`](sharded_etcd_core::topology::Topology).
+    pub spec_generation: i64,
     /// What went wrong at the last look, if anything.
     pub error: Option<String>,
 }
@@ -60,6 +62,9 @@ pub struct ShardReport {
 pub struct Report {
     /// Its name.
     pub leader: String,
+    /// Generation of the resource that it acts on; 0 where there is none.
+    #[serde(default)]
+    pub generation: i64,
     /// See [`ManagerStatus::balanced`].
     pub balanced: bool,
     /// See [`ManagerStatus::settled`].
@@ -105,6 +110,7 @@ impl Report {
         sizes.sort();
         Self {
             leader: leader.to_owned(),
+            generation: status.spec_generation,
             balanced: status.balanced,
             settled: status.settled,
             shards: status.shards.clone(),

@@ -75,6 +75,8 @@ pub struct Context {
     pub limits: Limits,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Cancelled when the proxy is about to stop: it still serves, and says that it is not ready any more.
+    pub draining: CancellationToken,
     /// Cancelled when the proxy stops.
     pub shutdown: CancellationToken,
     /// Everything that runs in the background is spawned here.

@@ -36,7 +36,7 @@ async fn trouble(ctx: &Context) -> Option<String> {
     if let Some(why) = ctx.line.broken() {
         return Some(why);
     }
-    if ctx.shutdown.is_cancelled() {
+    if ctx.draining.is_cancelled() || ctx.shutdown.is_cancelled() {
         return Some("shutting down".to_owned());
     }
     match tokio::time::timeout(CHECK_MAX, ctx.line.refresh()).await {

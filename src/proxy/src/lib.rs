@@ -13,4 +13,4 @@ pub mod register;
 mod server;
 pub mod services;
 
-pub use server::{Proxy, ProxyError, ProxyOptions};
+pub use server::{Drain, Proxy, ProxyError, ProxyOptions};

@@ -13,6 +13,7 @@ use sharded_etcd_core::{
 };
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::{Shard, ShardError};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
@@ -36,17 +37,34 @@ pub struct Registration {
     ctx: Arc<Context>,
     passed: Box<dyn Fn() -> i64 + Send + Sync>,
     others: RwLock<Proxies>,
+    /// Generation of the routing that this proxy acts on.
+    generation: watch::Sender<Option<i64>>,
 }
 
 impl Registration {
     /// Registers, keeps that up, and follows the other registrations, until the context shuts down. `passed` tells the
     /// revision up to which all watchers are served.
-    pub fn start(ctx: Arc<Context>, passed: impl Fn() -> i64 + Send + Sync + 'static) -> Arc<Self> {
-        let registration = Arc::new(Self { ctx, passed: Box::new(passed), others: RwLock::default() });
+    /// `generation` is that of the routing which it acts on, if it has one.
+    pub fn start(
+        ctx: Arc<Context>,
+        generation: Option<i64>,
+        passed: impl Fn() -> i64 + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let registration = Arc::new(Self {
+            ctx,
+            passed: Box::new(passed),
+            others: RwLock::default(),
+            generation: watch::Sender::new(generation),
+        });
         let tasks = &registration.ctx.tasks;
         tasks.spawn(Arc::clone(&registration).keep());
         tasks.spawn(Arc::clone(&registration).follow());
         registration
+    }
+
+    /// The proxy acts on this generation of the routing from now on; meta is told at once.
+    pub fn took_up(&self, generation: Option<i64>) {
+        self.generation.send_replace(generation);
     }
 
     /// The live proxies as last seen; this one is always among them.
@@ -79,6 +97,7 @@ impl Registration {
             name: identity.name.clone(),
             client_urls: identity.client_urls.clone(),
             revision: (self.passed)(),
+            generation: *self.generation.borrow(),
         }
     }
 
@@ -104,6 +123,7 @@ impl Registration {
         let request = pb::LeaseGrantRequest { ttl: TTL_SECONDS, id: 0 };
         let lease = self.meta().lease_grant(request).await?.id;
         let mut written = None;
+        let mut generation = self.generation.subscribe();
         while !self.ctx.shutdown.is_cancelled() {
             let record = self.record();
             if written.as_ref() != Some(&record) {
@@ -113,7 +133,10 @@ impl Registration {
                 written = Some(record);
             }
             *pause = PAUSE_MIN;
-            rest(&self.ctx.shutdown, RENEW_INTERVAL).await;
+            tokio::select! {
+                () = rest(&self.ctx.shutdown, RENEW_INTERVAL) => {}
+                _ = generation.changed() => {}
+            }
             if !self.ctx.shutdown.is_cancelled() && self.meta().lease_keep_alive(lease).await?.ttl <= 0 {
                 tracing::warn!("this proxy's registration in meta had expired");
                 return Ok(());

@@ -32,8 +32,27 @@ use crate::{
 
 /// What gRPC adds to a request at most; a larger one is refused before it is read, as etcd does (embed: 512 KiB).
 const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
-/// How long requests under way may take after the listener stopped; streams are ended at once.
-const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// What the registration may take to be given up when the time for requests is over.
+const LEAVE_MAX: Duration = Duration::from_secs(2);
+
+/// How a proxy goes once it is told to.
+///
+/// First `/readyz` and `/health` answer 503 while everything is served as before, so that no new clients are sent here.
+/// Then no connection is taken any more, streams end with an error that clients go on elsewhere after, and requests under
+/// way come to their end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drain {
+    /// How long it goes on serving. Default 0.
+    pub delay: Duration,
+    /// How long requests under way may take after that. Default 5 s.
+    pub max: Duration,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { delay: Duration::ZERO, max: Duration::from_secs(5) }
+    }
+}
 
 /// What a proxy is made of.
 pub struct ProxyOptions {
@@ -47,6 +66,10 @@ pub struct ProxyOptions {
     pub client_urls: Vec<String>,
     /// Limits.
     pub limits: Limits,
+    /// Generation of the routing that its connections are of, if there is one; see [`Proxy::took_up`].
+    pub generation: Option<i64>,
+    /// How it goes.
+    pub drain: Drain,
 }
 
 /// Why a proxy could not start or serve.
@@ -67,6 +90,7 @@ pub struct Proxy {
     hub: Arc<Hub>,
     leases: Arc<Leases>,
     registration: Arc<Registration>,
+    drain: Drain,
 }
 
 impl Proxy {
@@ -82,6 +106,7 @@ impl Proxy {
             identity: Identity::new(options.name, options.client_urls),
             limits: options.limits,
             metrics: Arc::new(Metrics::new()),
+            draining: CancellationToken::new(),
             shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),
             raft_term: status.raft_term,
@@ -89,9 +114,14 @@ impl Proxy {
         let leases = Leases::start(Arc::clone(&ctx));
         let hub = Hub::start(Arc::clone(&ctx));
         let passed = Arc::clone(&hub);
-        let registration = Registration::start(Arc::clone(&ctx), move || passed.passed());
+        let registration = Registration::start(Arc::clone(&ctx), options.generation, move || passed.passed());
         let kv = Kv::start(Arc::clone(&ctx), Arc::clone(&leases) as Arc<_>);
-        Ok(Arc::new(Self { ctx, kv, hub, leases, registration }))
+        Ok(Arc::new(Self { ctx, kv, hub, leases, registration, drain: options.drain }))
+    }
+
+    /// Its connections are as this generation of the routing says: the shard manager relies on it from then on.
+    pub fn took_up(&self, generation: Option<i64>) {
+        self.registration.took_up(generation);
     }
 
     /// Shared parts, for example the metrics.
@@ -108,7 +138,7 @@ impl Proxy {
             .collect()
     }
 
-    /// Serves until `shutdown`, then ends streams, lets requests under way finish for a bounded time, and leaves.
+    /// Serves until `shutdown`, then goes as [`Drain`] says.
     ///
     /// # Errors
     /// If the listener fails.
@@ -140,10 +170,16 @@ impl Proxy {
             .into_axum_router()
             .merge(http::router(c()));
         // Watches and keep-alive streams see the proxy's own shutdown and end; else the server would wait for them.
+        let Drain { delay, max } = self.drain;
         let stop = {
-            let (ctx, shutdown) = (c(), shutdown.clone());
+            let ctx = c();
             async move {
                 shutdown.cancelled().await;
+                ctx.draining.cancel();
+                if !delay.is_zero() {
+                    tracing::info!(seconds = delay.as_secs_f32(), "told to stop; serving on for a while");
+                    tokio::time::sleep(delay).await;
+                }
                 ctx.shutdown.cancel();
             }
         };
@@ -159,8 +195,9 @@ impl Proxy {
         let result = tokio::select! {
             result = &mut serving => result,
             () = async {
-                shutdown.cancelled().await;
-                tokio::time::sleep(DRAIN_MAX).await;
+                ctx.shutdown.cancelled().await;
+                tokio::time::sleep(max).await;
+                tracing::warn!("requests under way did not end in time");
             } => Ok(()),
         };
         self.stop().await;
@@ -171,7 +208,7 @@ impl Proxy {
     pub async fn stop(&self) {
         self.ctx.shutdown.cancel();
         self.ctx.tasks.close();
-        if tokio::time::timeout(DRAIN_MAX, self.ctx.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(LEAVE_MAX, self.ctx.tasks.wait()).await.is_err() {
             tracing::warn!("background work of the proxy did not end in time");
         }
     }

@@ -6,7 +6,7 @@ mod support;
 use std::{process::Stdio, sync::Arc, time::Duration};
 
 use sharded_etcd_line::{Line, LineOptions, Shards};
-use sharded_etcd_proxy::{Proxy, ProxyOptions, context::Limits};
+use sharded_etcd_proxy::{Drain, Proxy, ProxyOptions, context::Limits};
 use sharded_etcd_testkit::{Output, etcdctl, etcdctl::command, wait_until};
 use support::Topology;
 use tokio::{io::AsyncBufReadExt, net::TcpListener};
@@ -22,8 +22,15 @@ async fn serve(topology: &Topology, name: &str, stop: &CancellationToken) -> Str
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let client_urls = vec![format!("http://{address}")];
-    let options =
-        ProxyOptions { line, shards, name: name.to_owned(), client_urls, limits: Limits::default() };
+    let options = ProxyOptions {
+        line,
+        shards,
+        name: name.to_owned(),
+        client_urls,
+        limits: Limits::default(),
+        generation: None,
+        drain: Drain::default(),
+    };
     let proxy = Proxy::start(options).await.unwrap();
     let stop = stop.clone();
     tokio::spawn(async move { proxy.serve(listener, Routes::default(), stop).await.unwrap() });

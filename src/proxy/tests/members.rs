@@ -34,7 +34,7 @@ async fn proxy(topology: &Topology, name: &str) -> (Arc<Context>, Arc<Registrati
     ctx.identity = Identity::new(name, vec![format!("http://{name}:2379")]);
     let (ctx, passed) = (Arc::new(ctx), Arc::new(AtomicI64::new(1)));
     let read = Arc::clone(&passed);
-    let registration = Registration::start(Arc::clone(&ctx), move || read.load(Ordering::SeqCst));
+    let registration = Registration::start(Arc::clone(&ctx), None, move || read.load(Ordering::SeqCst));
     (ctx, registration, passed)
 }
 

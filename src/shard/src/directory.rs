@@ -12,7 +12,12 @@ use crate::Shard;
 /// shard up for each request, so a replaced connection is taken at once.
 #[derive(Clone, Default)]
 pub struct ShardDirectory {
-    shards: Arc<RwLock<BTreeMap<String, Arc<dyn Shard>>>>,
+    shards: Arc<RwLock<BTreeMap<String, Entry>>>,
+}
+
+struct Entry {
+    incarnation: Option<u32>,
+    connection: Arc<dyn Shard>,
 }
 
 impl ShardDirectory {
@@ -22,18 +27,29 @@ impl ShardDirectory {
     }
 
     /// Adds or replaces the connection to a shard.
-    pub fn insert(&self, name: impl Into<String>, shard: Arc<dyn Shard>) {
-        self.shards.write().insert(name.into(), shard);
+    pub fn insert(&self, name: impl Into<String>, connection: Arc<dyn Shard>) {
+        self.shards.write().insert(name.into(), Entry { incarnation: None, connection });
+    }
+
+    /// The same for a shard whose incarnation is known.
+    pub fn insert_incarnation(&self, name: impl Into<String>, incarnation: u32, connection: Arc<dyn Shard>) {
+        let entry = Entry { incarnation: Some(incarnation), connection };
+        self.shards.write().insert(name.into(), entry);
     }
 
     /// Forgets a shard; requests under way keep their connection.
     pub fn remove(&self, name: &str) -> Option<Arc<dyn Shard>> {
-        self.shards.write().remove(name)
+        self.shards.write().remove(name).map(|entry| entry.connection)
     }
 
     /// The connection to a shard, if this process has one.
     pub fn get(&self, name: &str) -> Option<Arc<dyn Shard>> {
-        self.shards.read().get(name).cloned()
+        self.shards.read().get(name).map(|entry| Arc::clone(&entry.connection))
+    }
+
+    /// The incarnation that a connection leads to, if this process was told.
+    pub fn incarnation(&self, name: &str) -> Option<u32> {
+        self.shards.read().get(name).and_then(|entry| entry.incarnation)
     }
 
     /// The names of all shards here, sorted.

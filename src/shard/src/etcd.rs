@@ -34,11 +34,14 @@ use sharded_etcd_etcd_api::{
 };
 use tonic::{Code, Status};
 
-use crate::{Result, Shard, ShardError, WatchStream, error::ERR_REQUEST_TOO_LARGE};
+use crate::{Member, Result, Shard, ShardError, WatchStream, error::ERR_REQUEST_TOO_LARGE};
 use endpoint::Endpoint;
 use pool::Pool;
 
 pub use pool::SUSPENSION;
+
+/// How long one member may take to say how it is.
+const MEMBER_ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// How to talk to the members of one etcd cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +87,8 @@ impl Default for EtcdOptions {
 pub struct EtcdShard {
     calls: Pool,
     watches: Pool,
+    /// A connection to each member of its own, for questions that are about the member; opened only by those.
+    each: Arc<[(String, Pool)]>,
     origin: http::Uri,
     options: Arc<EtcdOptions>,
 }
@@ -105,6 +110,10 @@ impl EtcdShard {
         Ok(Self {
             calls: Pool::new(&members, options.connections.max(1), &options),
             watches: Pool::new(&members, 1, &options),
+            each: members
+                .iter()
+                .map(|member| (member.name(), Pool::new(std::slice::from_ref(member), 1, &options)))
+                .collect(),
             origin,
             options,
         })
@@ -260,6 +269,17 @@ impl Shard for EtcdShard {
             let limit = self.options.maintenance_timeout;
             Ok(self.bounded_by(limit, client.defragment(pb::DefragmentRequest {})).await?.into_inner())
         })
+    }
+
+    fn members(&self) -> BoxFuture<'_, Vec<Member>> {
+        Box::pin(futures::future::join_all(self.each.iter().map(|(name, pool)| async move {
+            let mut client = MaintenanceClient::with_origin(pool.clone(), self.origin.clone());
+            let answer = self.bounded_by(MEMBER_ANSWER_MAX, client.status(pb::StatusRequest {})).await;
+            let status = answer.map(tonic::Response::into_inner).unwrap_or_default();
+            let id = status.header.as_ref().map_or(0, |header| header.member_id);
+            let ready = id != 0 && status.leader != 0;
+            Member { name: name.clone(), ready, leads: ready && status.leader == id }
+        })))
     }
 
     fn alarm(&self, request: pb::AlarmRequest) -> BoxFuture<'_, Result<pb::AlarmResponse>> {

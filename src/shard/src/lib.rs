@@ -6,6 +6,7 @@
 mod directory;
 mod error;
 pub mod etcd;
+mod relay;
 
 use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
@@ -15,12 +16,24 @@ pub use directory::ShardDirectory;
 pub use error::{
     Certainty, ERR_COMPACTED, ERR_FUTURE_REV, ERR_LEASE_EXIST, ERR_LEASE_NOT_FOUND, Result, ShardError,
 };
+pub use relay::Relay;
 
 /// A stream of watch responses of one watcher, as etcd's `Watch` gives them for one watch id.
 ///
 /// The first item is the answer with `created == true` (or an error). Responses with `canceled == true` end the
 /// stream; `compact_revision > 0` there means that the start revision is compacted. Dropping the stream cancels.
 pub type WatchStream = BoxStream<'static, Result<pb::WatchResponse>>;
+
+/// One member of an etcd cluster, as it answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its name: the first part of its host's name, or its address where that is one.
+    pub name: String,
+    /// It answers, and knows a leader.
+    pub ready: bool,
+    /// It leads.
+    pub leads: bool,
+}
 
 /// One etcd cluster, or an engine that answers as one.
 ///
@@ -58,6 +71,14 @@ pub trait Shard: Send + Sync + 'static {
     fn defragment(&self) -> BoxFuture<'_, Result<pb::DefragmentResponse>>;
     /// Reads, raises or disarms alarms, etcd's `Maintenance.Alarm`.
     fn alarm(&self, request: pb::AlarmRequest) -> BoxFuture<'_, Result<pb::AlarmResponse>>;
+    /// Asks every member for its state, all at once; one that does not answer within a second is not ready. An engine has
+    /// no members: it counts as one without a name.
+    fn members(&self) -> BoxFuture<'_, Vec<Member>> {
+        Box::pin(async {
+            let ready = self.status().await.is_ok();
+            vec![Member { name: String::new(), ready, leads: false }]
+        })
+    }
 }
 
 /// The key right after `key` in byte order: `key` followed by a zero byte.

@@ -30,7 +30,7 @@ use sharded_etcd_crd::{routing::Engine, version_mismatch};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_line::{Line, LineOptions, Shards};
 use sharded_etcd_manager::{Manager, ManagerOptions};
-use sharded_etcd_proxy::{Proxy, ProxyOptions, context::Limits};
+use sharded_etcd_proxy::{Drain, Proxy, ProxyOptions, context::Limits};
 use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
@@ -225,6 +225,8 @@ impl Up {
                 name: NAME.to_owned(),
                 client_urls: urls,
                 limits,
+                generation: None,
+                drain: Drain::default(),
             };
             Ok::<_, anyhow::Error>((Proxy::start(options).await?, checked))
         };

@@ -15,7 +15,6 @@ use std::{path::PathBuf, sync::Arc};
 
 use rand::Rng;
 use sharded_etcd_core::{
-    keyspace::{RangeEntry, Rid, ShardIx},
     records::{Record, TopologyId},
     topology::shard_name,
 };
@@ -184,18 +183,7 @@ impl LocalShards {
                 shard: shard.as_ref(),
             })
             .collect();
-        let ranges: Vec<_> = desired
-            .topology
-            .initial_ranges()
-            .into_iter()
-            .enumerate()
-            .map(|(n, (range, shard))| RangeEntry {
-                range,
-                rid: Rid::new(format!("b-{n}-{}", shard_name(shard))),
-                shard: ShardIx(shard),
-                imported_at: 0,
-            })
-            .collect();
+        let ranges = desired.topology.first_ranges();
         let id = TopologyId { uid: self.state.uid.clone(), cluster_id: self.state.cluster_id };
         bootstrap::bootstrap(self.meta.as_ref(), &id, &shards, &ranges).await?;
         Ok(())

@@ -4,10 +4,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
-use crate::keyspace::{KeyRange, Rid, ShardIx};
+use crate::keyspace::{KeyRange, RangeEntry, Rid, ShardIx};
 
 /// Identity of the topology: [`TopologyId`].
 pub const TOPOLOGY_ID: &[u8] = b"t/id";
+/// What a topology is being started with, until it is: [`FirstRecord`].
+pub const FIRST: &[u8] = b"t/first";
 /// The log: its entries are the revisions of this one key.
 pub const CUT_LATEST: &[u8] = b"cut/latest";
 /// The compare-and-swap key of map changes: [`MapRecord`].
@@ -32,8 +34,36 @@ pub struct TopologyId {
     pub cluster_id: u64,
 }
 
+impl TopologyId {
+    /// The identity that follows from a resource's uid alone, so that all who start the topology agree on it.
+    pub fn of_uid(uid: impl Into<String>) -> Self {
+        let uid = uid.into();
+        // FNV-1a: stable over releases, which the standard library's hashers are not. 0 is etcd's "none".
+        let hash = uid.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        Self { uid, cluster_id: hash.max(1) }
+    }
+}
+
 impl Record for TopologyId {
     const WHAT: &'static str = "the topology's identity (t/id)";
+}
+
+/// What a topology is being started with: written once all shards answer, before the first of them is claimed, so that
+/// whoever goes on with it claims the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirstRecord {
+    /// Uid of the resource.
+    pub uid: String,
+    /// Names and incarnations of the shards; their places are their join numbers.
+    pub shards: Vec<(String, u32)>,
+    /// The first ranges.
+    pub ranges: Vec<RangeEntry>,
+}
+
+impl Record for FirstRecord {
+    const WHAT: &'static str = "the start of the topology (t/first)";
 }
 
 /// Value of [`MAP`]. What counts is the key's mod revision; the generation is for people.
@@ -83,6 +113,9 @@ pub struct ProxyRecord {
     pub client_urls: Vec<String>,
     /// Revision of the line up to which all of its watchers are served; physical compaction stays below.
     pub revision: i64,
+    /// Generation of the routing file's contents that it acts on; absent where it has none, as under `up`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<i64>,
 }
 
 impl Record for ProxyRecord {
@@ -206,6 +239,23 @@ pub fn move_key(rid: &Rid) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_follow_from_the_uid() {
+        let id = TopologyId::of_uid("8f2c");
+        assert_eq!(id, TopologyId::of_uid("8f2c"));
+        assert_ne!(id.cluster_id, TopologyId::of_uid("8f2d").cluster_id);
+        assert_ne!(TopologyId::of_uid("").cluster_id, 0);
+    }
+
+    #[test]
+    fn registrations_of_proxies_without_a_generation_are_read() {
+        let mut record = ProxyRecord { name: "p".into(), client_urls: vec![], revision: 7, generation: None };
+        let before = br#"{"v":1,"name":"p","client_urls":[],"revision":7}"#;
+        assert_eq!(record.encode().as_ref(), before);
+        record.generation = Some(3);
+        assert_eq!(ProxyRecord::decode(&record.encode()).unwrap(), record);
+    }
 
     #[test]
     fn lease_records_are_small() {

@@ -123,6 +123,7 @@ pub fn validate(draft: Draft) -> Result<Topology, Vec<FieldError>> {
     }
     Ok(Topology {
         name: draft.name,
+        generation: 0,
         shards,
         keyspace: Keyspace { rules, presplit, pins },
         rebalance: Rebalance {

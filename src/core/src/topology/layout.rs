@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 
-use super::{Topology, draft::pinned_range};
-use crate::keyspace::KeyRange;
+use super::{Topology, draft::pinned_range, shard_name};
+use crate::keyspace::{KeyRange, RangeEntry, Rid, ShardIx};
 
 /// A part of the keyspace in which one pin decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +96,19 @@ impl Topology {
             })
             .collect()
     }
+
+    /// The same as ownerships: what a new topology begins with. Whoever starts it, and however often, they are the same.
+    pub fn first_ranges(&self) -> Vec<RangeEntry> {
+        let ranges = self.initial_ranges().into_iter().enumerate();
+        ranges
+            .map(|(n, (range, shard))| RangeEntry {
+                range,
+                rid: Rid::new(format!("b-{n}-{}", shard_name(shard))),
+                shard: ShardIx(shard),
+                imported_at: 0,
+            })
+            .collect()
+    }
 }
 
 /// Adds a part unless it is empty; makes it one with the last part if they are neighbours on one shard.
@@ -185,6 +198,13 @@ mod tests {
         assert_eq!(show(t.initial_ranges()), r#"["", "b")=0 ["b", "d")=0 ["d", "f")=1 ["f", end)=1"#);
         let t = topology(5, &["b", "d"], &[]);
         assert_eq!(show(t.initial_ranges()), r#"["", "b")=0 ["b", "d")=1 ["d", end)=3"#);
+    }
+
+    #[test]
+    fn the_first_ownerships_are_told_apart() {
+        let first = topology(2, &["b", "d"], &[]).first_ranges();
+        let rids: Vec<_> = first.iter().map(|entry| (entry.rid.as_str(), entry.shard.0)).collect();
+        assert_eq!(rids, [("b-0-shard-0", 0), ("b-1-shard-0", 0), ("b-2-shard-1", 1)]);
     }
 
     #[test]

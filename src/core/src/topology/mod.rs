@@ -25,6 +25,9 @@ pub use layout::PinnedRange;
 pub struct Topology {
     /// Name of the topology; the names of its objects start with it.
     pub name: String,
+    /// Generation of the resource that this comes from; 0 where there is none, as under `up`. Who acts on it says so, and
+    /// what needs everybody to know of a change waits for it.
+    pub generation: i64,
     /// Number of shards, `shard-0` to `shard-<shards - 1>`; 1 to [`SHARDS_MAX`].
     pub shards: u32,
     /// How keys may be spread.

@@ -85,6 +85,7 @@ impl Proxy {
             identity: Identity::new(name, vec![]),
             limits: Limits::default(),
             metrics: Arc::new(Metrics::new()),
+            draining: CancellationToken::new(),
             shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),
             raft_term: 2,

@@ -117,6 +117,7 @@ impl Topology {
             identity: Identity::new(name, vec![]),
             limits: Limits::default(),
             metrics: Arc::new(Metrics::new()),
+            draining: CancellationToken::new(),
             shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),
             raft_term: 2,

@@ -14,6 +14,16 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
+    /// What the member is called: the first part of its host's name, as a pod's is its own name, or its address.
+    pub(super) fn name(&self) -> String {
+        let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
+        let is_address = host.starts_with('[') || host.parse::<std::net::Ipv4Addr>().is_ok();
+        match host.split_once('.') {
+            Some((name, _)) if !is_address => name.to_owned(),
+            _ => self.address.clone(),
+        }
+    }
+
     /// The URI that requests carry as their origin.
     pub(super) fn origin(&self) -> http::Uri {
         http::Uri::builder()
@@ -69,6 +79,14 @@ mod tests {
         }
         assert_eq!("http://[::1]:2379".parse::<Endpoint>().unwrap().address, "[::1]:2379");
         assert_eq!("demo-0.demo:2379".parse::<Endpoint>().unwrap().to_string(), "http://demo-0.demo:2379");
+    }
+
+    #[test]
+    fn names_of_members() {
+        let name = |text: &str| text.parse::<Endpoint>().unwrap().name();
+        assert_eq!(name("http://demo-shard-0-1.demo-shard-0.ns.svc:2379"), "demo-shard-0-1");
+        assert_eq!(name("127.0.0.1:2379"), "127.0.0.1:2379");
+        assert_eq!(name("[::1]:2379"), "[::1]:2379");
     }
 
     #[test]

@@ -1,0 +1,118 @@
+//! Who is taken in and let go in a cluster: incarnations, generations, and what the operator is told of them.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod world;
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::{Value, json};
+use sharded_etcd_admin_api::v1::{StatusRequest, admin_server::Admin};
+use sharded_etcd_core::{
+    records::{ProxyRecord, Record, proxy_key},
+    topology::{Draft, Topology, validate},
+};
+use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_manager::{AdminService, Manager, ManagerOptions};
+use sharded_etcd_shard::Shard;
+use sharded_etcd_testkit::wait_until;
+use tokio::sync::watch;
+use tonic::Request;
+use world::{World, engine};
+
+fn topology(shards: u32, generation: i64) -> Arc<Topology> {
+    let mut topology = validate(Draft::new("demo", shards)).unwrap();
+    topology.generation = generation;
+    Arc::new(topology)
+}
+
+async fn register(world: &World, generation: Option<i64>) {
+    let record = ProxyRecord { name: "proxy-a".into(), client_urls: vec![], revision: i64::MAX, generation };
+    let put = pb::PutRequest { key: proxy_key(7), value: record.encode(), ..Default::default() };
+    world.meta.put(put).await.unwrap();
+}
+
+/// Asks the admin service until its answer is as wanted.
+async fn until(admin: &AdminService, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    let last = parking_lot::Mutex::new(Value::Null);
+    let found = wait_until(what, Duration::from_secs(60), || async {
+        let answer = admin.status(Request::new(StatusRequest {})).await.unwrap();
+        let status: Value = serde_json::from_str(&answer.into_inner().status_json).unwrap();
+        *last.lock() = status.clone();
+        holds(&status).then_some(status)
+    });
+    match found.await {
+        Ok(status) => status,
+        Err(error) => panic!("{error}: {:#}", last.lock()),
+    }
+}
+
+fn shard<'a>(status: &'a Value, name: &str) -> &'a Value {
+    status["topology"].as_array().unwrap().iter().find(|s| s["shard"] == name).unwrap_or(&Value::Null)
+}
+
+fn message(shard: &Value) -> &str {
+    shard["message"].as_str().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shards_join_leave_and_come_back_as_the_operator_makes_them() {
+    let world = World::new(2).await;
+    register(&world, Some(4)).await;
+    let (wanted, received) = watch::channel(topology(3, 5));
+    let mut options =
+        ManagerOptions::new(Arc::clone(&world.line), Arc::clone(&world.shards), received, "one");
+    options.interval = Duration::from_millis(50);
+    options.drain_history_max = Duration::from_secs(3);
+    options.settle = Duration::ZERO;
+    let manager = Manager::start(options);
+    let admin = AdminService::new(
+        Arc::clone(&world.line),
+        Arc::clone(&world.shards),
+        Arc::clone(manager.sizes()),
+        Arc::new(|_: &str| Err("not asked here".to_owned())),
+        None,
+    );
+
+    // It runs, but a proxy does not know it yet.
+    let first: Arc<dyn Shard> = engine(&world.dir, "shard-2").await;
+    world.directory.insert_incarnation("shard-2", 0, first);
+    let waits = until(&admin, "shard-2 waits", |s| !message(shard(s, "shard-2")).is_empty()).await;
+    let joining = shard(&waits, "shard-2");
+    assert_eq!((&joining["phase"], &joining["incarnation"]), (&json!("Joining"), &json!(0)));
+    assert_eq!((&joining["members"], &joining["ready"]), (&json!(1), &json!(1)));
+    assert!(message(joining).contains("proxy proxy-a has not taken up generation 5"), "{joining}");
+    assert_eq!(waits["observedGeneration"], 5);
+    assert_eq!(waits.get("left"), None);
+    register(&world, Some(5)).await;
+    until(&admin, "shard-2 serves", |s| shard(s, "shard-2")["phase"] == "Serving").await;
+
+    // It leaves.
+    wanted.send_replace(topology(2, 6));
+    let left = until(&admin, "shard-2 has left", |s| !s["left"].is_null()).await;
+    assert_eq!(left["left"], json!([{"shard": "shard-2", "incarnation": 0}]));
+    assert!(shard(&left, "shard-2").is_null());
+
+    // The same one is not taken in again, whatever it holds; the next one is, also with a proxy of an older release.
+    register(&world, None).await;
+    wanted.send_replace(topology(3, 7));
+    let waits = until(&admin, "shard-2 waits again", |s| message(shard(s, "shard-2")).contains("left")).await;
+    assert!(message(shard(&waits, "shard-2")).contains("incarnation 0 of it has left"), "{waits:#}");
+    let second: Arc<dyn Shard> = engine(&world.dir, "shard-2-again").await;
+    world.directory.insert_incarnation("shard-2", 3, second);
+    let back = until(&admin, "shard-2 is back", |s| shard(s, "shard-2")["phase"] == "Serving").await;
+    assert_eq!(shard(&back, "shard-2")["incarnation"], 3);
+    assert_eq!(back["left"], json!([{"shard": "shard-2", "incarnation": 0}]));
+    assert_eq!(back["observedGeneration"], 7);
+
+    // Begun, and dropped before it joined: nothing is told of it. One that is wanted and not there is.
+    wanted.send_replace(topology(4, 8));
+    let waits = until(&admin, "shard-3 waits", |s| !message(shard(s, "shard-3")).is_empty()).await;
+    assert_eq!(shard(&waits, "shard-3")["phase"], "Joining");
+    wanted.send_replace(topology(3, 9));
+    let dropped = until(&admin, "shard-3 is dropped", |s| s["observedGeneration"] == 9).await;
+    assert!(shard(&dropped, "shard-3").is_null());
+    assert_eq!(dropped["left"].as_array().unwrap().len(), 1);
+    manager.close().await;
+    let alone = until(&admin, "nobody leads", |s| s["observedGeneration"].is_null()).await;
+    assert_eq!(alone["topology"].as_array().unwrap().len(), 3);
+}
