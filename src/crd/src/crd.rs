@@ -33,16 +33,18 @@ mod tests {
 
     use super::*;
 
-    /// `crds/shardedetcds.yaml` is what the types say; `UPDATE=1` writes it anew.
+    /// `crds/shardedetcds.yaml`, and the chart's copy of it, are what the types say; `UPDATE=1` writes them anew.
     #[test]
-    fn file_is_current() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crds/shardedetcds.yaml");
+    fn files_are_current() {
         let current = crd_yaml();
-        if std::env::var_os("UPDATE").is_some() {
-            fs::write(&path, &current).unwrap();
+        for file in ["crds/shardedetcds.yaml", "charts/sharded-etcd/files/shardedetcds.yaml"] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file);
+            if std::env::var_os("UPDATE").is_some() {
+                fs::write(&path, &current).unwrap();
+            }
+            let written = fs::read_to_string(&path).unwrap_or_default();
+            assert!(written == current, "{file} is out of date: run the tests with UPDATE=1");
         }
-        let written = fs::read_to_string(&path).unwrap_or_default();
-        assert!(written == current, "{} is out of date: run the tests with UPDATE=1", path.display());
     }
 
     /// `kubectl apply` without `--server-side` keeps a copy of the manifest in an annotation, and all annotations together
