@@ -26,13 +26,14 @@ COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY e2e/Cargo.toml e2e/Cargo.toml
 COPY e2e/src e2e/src
+COPY e2e/tests e2e/tests
 ARG COMMIT
 # The explicit target keeps the flag away from build scripts and procedural macros.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,id=target-$TARGETARCH \
     set -eu; . /target-env; target=$(cat /target-triple); \
     SHARDED_ETCD_COMMIT="${COMMIT:-unknown}" RUSTFLAGS="-C target-feature=+crt-static" \
-      cargo build --release --locked --package sharded-etcd --bin sharded-etcd --target "$target"; \
+      cargo build --release --locked --package sharded-etcd-app --bin sharded-etcd --target "$target"; \
     mkdir -p /image/etc /image/tmp; \
     chmod 1777 /image/tmp; \
     cp "target/$target/release/sharded-etcd" /image/sharded-etcd; \
