@@ -1,4 +1,6 @@
-//! What can go wrong, a type for each step.
+//! What can go wrong, a type for each step. Validate and build cannot fail; what they find is data.
+
+pub use crate::{calls::CallError, leader::NotLeading};
 
 /// Why the operator ended.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +31,31 @@ pub enum RunError {
     #[error("the task {task} ended although nobody asked it to")]
     TaskEnded {
         /// What it does.
-        task: &'static str,
+        task: String,
     },
+}
+
+/// Why a reconcile did not come to its end. It is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// Step 4: this replica may not act, or the resource cannot be read.
+    #[error("cannot apply the objects")]
+    Apply(#[source] CallError),
+    /// Step 5.
+    #[error("cannot write the status")]
+    Status(#[source] CallError),
+}
+
+/// An error and its sources, in one line; a source that says the same again is left out.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        source = error.source();
+    }
+    text
 }

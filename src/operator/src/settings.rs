@@ -64,6 +64,10 @@ pub struct Pace {
     pub counts: Duration,
     /// Changes that come within this time of one another are one reconcile.
     pub debounce: Duration,
+    /// Before another look, when what was seen turned out to be old.
+    pub again: Duration,
+    /// How long the watches may take to show what the operator itself has written, before it asks the API server.
+    pub stale_max: Duration,
 }
 
 impl Default for Pace {
@@ -77,6 +81,8 @@ impl Default for Pace {
             resync: Duration::from_secs(300),
             counts: Duration::from_secs(60),
             debounce: Duration::from_millis(50),
+            again: Duration::from_secs(1),
+            stale_max: Duration::from_secs(10),
         }
     }
 }
