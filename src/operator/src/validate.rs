@@ -16,6 +16,8 @@
 
 mod conflicts;
 mod facts;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod scale;
 #[cfg(test)]
 mod tests;
