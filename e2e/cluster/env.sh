@@ -10,7 +10,8 @@ run=$(realpath -m "${SHARDED_ETCD_CLUSTER_DIR:-$cache/cluster/$(cksum <<<"$here"
 export pki=$run/pki
 export images=$run/images
 export nodes=${NODES:-2}
-export cgroup=sharded-etcd-$(cksum <<<"$run" | cut -d' ' -f1)
+cgroup=sharded-etcd-$(cksum <<<"$run" | cut -d' ' -f1)
+export cgroup
 export KUBECONFIG=$run/kubeconfig
 # Otherwise in the user's home.
 export KUBECACHEDIR=$run/cache/kube

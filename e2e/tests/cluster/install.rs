@@ -44,7 +44,9 @@ async fn upgraded_removed_and_installed_with_kustomize() {
         t.settled("demo", 2).await?;
         t.ok("the operator of kubectl apply -k took the topology over");
         kustomize_away(t).await?;
-        Operator::installed(t).await?;
+        // The CRD has stayed, and is kustomize's now.
+        Operator::helm(&["--take-ownership"]).await?;
+        t.ok("helm install --take-ownership took it over again");
         t.settled("demo", 2).await?;
         t.delete(&t.namespace, "demo", false).await
     })
@@ -66,8 +68,7 @@ async fn untouched(t: &Test, lives: &[String]) -> Result<()> {
 
 /// Server-side apply of one manifest by two field managers, as two GitOps tools do: neither sees a difference afterwards.
 async fn two_tools_apply(t: &Test) -> Result<()> {
-    let manifest =
-        resource("demo", smallest(json!({"etcd": {"quota": "1Gi", "storage": {"size": "2Gi"}}}))).to_string();
+    let manifest = resource("demo", smallest(json!({"rebalance": {"bytesPerSecond": "64Mi"}}))).to_string();
     let manifest_one = manifest.as_str();
     for manager in ["argocd-controller", "kustomize-controller"] {
         let manager = format!("--field-manager={manager}");
@@ -85,7 +86,7 @@ async fn two_tools_apply(t: &Test) -> Result<()> {
     Ok(())
 }
 
-/// A kustomization of ours on top of the one in config/: only the image differs, as for a mirror.
+/// A kustomization of our own on top of the one in config/: only the images differ, as for a mirror.
 async fn overlay() -> Result<tempfile::TempDir> {
     let image = setting("E2E_IMAGE")?;
     let (name, tag) = image.rsplit_once(':').context("E2E_IMAGE has no tag")?;
@@ -102,16 +103,17 @@ async fn overlay() -> Result<tempfile::TempDir> {
     let kustomization = json!({
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
+        "namespace": Operator::NAMESPACE,
         "resources": ["config/default"],
         "images": [{"name": "ghcr.io/sharded-etcd/sharded-etcd", "newName": name, "newTag": tag}],
-        "patches": [{
-            "target": {"kind": "Deployment"},
-            "patch": json!([
-                {"op": "add", "path": "/spec/template/spec/containers/0/env/-",
-                 "value": {"name": "SHARDED_ETCD_IMAGE", "value": image}},
-                {"op": "add", "path": "/spec/template/spec/containers/0/env/-",
-                 "value": {"name": "SHARDED_ETCD_ETCD_IMAGE", "value": setting("E2E_ETCD_IMAGE")?}},
-            ]).to_string(),
+        // What the operator makes.
+        "configMapGenerator": [{
+            "name": "sharded-etcd-operator",
+            "behavior": "merge",
+            "literals": [
+                format!("SHARDED_ETCD_IMAGE={image}"),
+                format!("SHARDED_ETCD_ETCD_IMAGE={}", setting("E2E_ETCD_IMAGE")?),
+            ],
         }],
     });
     std::fs::write(folder.path().join("kustomization.yaml"), kustomization.to_string())?;

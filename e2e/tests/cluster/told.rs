@@ -1,7 +1,7 @@
 //! What only the operator can see is wrong with a spec: it says so in conditions and Events, with the remedy, and a spec that is
 //! right again is followed.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -24,12 +24,6 @@ struct Wrong {
 fn wrongs() -> Vec<Wrong> {
     let huge = json!({"resources": {"requests": {"cpu": "900"}}});
     vec![
-        Wrong {
-            name: "class",
-            spec: json!({"etcd": {"storage": {"className": "no-such-class"}}}),
-            words: &["no-such-class", "spec.etcd.storage.className"],
-            remedy: json!({"etcd": {"storage": {"className": "standard"}}}),
-        },
         Wrong {
             name: "members-do-not-fit",
             spec: json!({"etcd": huge}),
@@ -59,7 +53,7 @@ fn wrongs() -> Vec<Wrong> {
             spec: json!({"etcd": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
                 {"nodeSelectorTerms": [{"matchExpressions":
                     [{"key": "no-such-label", "operator": "Exists"}]}]}}}}}),
-            words: &["affinity"],
+            words: &["fits no node", "affinity"],
             remedy: json!({"etcd": {"affinity": null}}),
         },
         Wrong {
@@ -115,6 +109,32 @@ async fn told(t: &Test, name: &str, words: &[&str]) -> Result<()> {
     t.event(name, "Warning", words).await?;
     t.ok(format!("{name}: a condition and an Event have {words:?}"));
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_storage_class_is_told() {
+    test("told-class", Sharing::Beside, async |t| {
+        let class = "e2e-no-such-class";
+        let classes = "/apis/storage.k8s.io/v1/storageclasses";
+        t.kubectl(&["delete", "storageclass", class, "--ignore-not-found"]).await?;
+        t.apply(&resource("demo", smallest(json!({"etcd": {"storage": {"className": class}}})))).await?;
+        told(t, "demo", &[class, "spec.etcd.storage.className"]).await?;
+        // As the message says: create it. Like the default one, but for its name.
+        let all = t.api.get(classes).await?.context("there are no storage classes")?;
+        let is_default = |c: &&Value| {
+            c["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"] == "true"
+        };
+        let default = all["items"].as_array().into_iter().flatten().find(is_default);
+        let mut new = default.context("there is no default storage class")?.clone();
+        new["metadata"] = json!({"name": class});
+        new["apiVersion"] = json!("storage.k8s.io/v1");
+        new["kind"] = json!("StorageClass");
+        t.apply(&new).await?;
+        t.settled("demo", 1).await?;
+        t.delete(&t.namespace, "demo", false).await?;
+        t.kubectl(&["delete", "storageclass", class]).await.map(|_| ())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -197,14 +217,14 @@ async fn a_scale_in_that_does_not_fit_is_told_with_numbers() {
         t.apply(&resource("demo", smallest(json!({"shards": 2, "etcd": {"quota": "16Mi"}})))).await?;
         t.settled("demo", 2).await?;
         let toolbox = toolbox(t).await?;
-        let fill = ["workload", "seed", "--endpoints", "demo:2379", "--prefix", "/big/", "--keys", "1400"];
+        let fill = ["workload", "seed", "--endpoints", "demo:2379", "--prefix", "/big/", "--keys", "1700"];
         let fill =
             [&fill[..], &["--dirs", "20", "--value-bytes", "8192", "--state", "/tmp/big.json"]].concat();
         toolbox.run(&fill).await?;
-        t.ok("11 MiB are written into two shards of 16 MiB");
+        t.ok("13 MiB are written into two shards of 16 MiB");
         t.settled("demo", 2).await?;
         t.patch("demo", json!({"shards": 1})).await?;
-        told(t, "demo", &["fit", "MiB"]).await?;
+        told(t, "demo", &["have room for", "spec.shards: 2"]).await?;
         let resource = t.topology("demo").await?;
         let phases: Vec<_> = resource["status"]["topology"].as_array().into_iter().flatten().collect();
         ensure!(phases.len() == 2, "both shards stay: {phases:?}");
