@@ -29,7 +29,7 @@ use kube::{
 };
 use serde::Serialize;
 use serde_json::{Value, json};
-use sharded_etcd_crd::KIND;
+use sharded_etcd_crd::{KIND, ShardedEtcd};
 use tokio::time::Instant;
 
 use crate::{
@@ -61,12 +61,12 @@ pub(crate) struct Outcome {
 }
 
 /// An object in the stores, of whatever kind.
-trait Child {
+trait Child: Send + Sync {
     fn metadata(&self) -> &ObjectMeta;
     fn value(&self) -> Value;
 }
 
-impl<K: Resource + Serialize> Child for K {
+impl<K: Resource + Serialize + Send + Sync> Child for K {
     fn metadata(&self) -> &ObjectMeta {
         self.meta()
     }
@@ -140,7 +140,6 @@ impl<'a> Pass<'a> {
     /// # Errors
     /// Only if this replica may not act, or the resource cannot be read: then the rest is left undone.
     pub(crate) async fn run(mut self, desired: &Desired) -> Result<Outcome, CallError> {
-        self.memory.foreign.clear();
         self.forget(desired);
         let mut routed = true;
         for manifest in &desired.manifests {
@@ -254,8 +253,9 @@ impl<'a> Pass<'a> {
         let leaving = metadata.deletion_timestamp.is_some() || earlier;
         let whose = owner.map_or("nobody".to_owned(), |owner| format!("{} {}", owner.kind, owner.name));
         let object = format!("{kind} {name}");
-        if !leaving {
+        if !leaving && !self.memory.foreign.contains(&object) {
             self.memory.foreign.push(object.clone());
+            self.outcome.again = true;
         }
         self.outcome.applied.failures.push(ApplyFailure {
             message: format!("it is there already and is controlled by {whose}; delete or rename it, or name the resource otherwise"),
@@ -526,6 +526,32 @@ impl<'a> Pass<'a> {
         }
         Ok(same)
     }
+}
+
+/// Looks again at the objects that were in the way: the watches may not show them, as they need not have our labels.
+///
+/// # Errors
+/// Only if this replica may not act.
+pub(crate) async fn look_again_at_foreign(
+    calls: &Calls,
+    resource: &ShardedEtcd,
+    memory: &mut Memory,
+) -> Result<(), CallError> {
+    let namespace = resource.namespace().unwrap_or_default();
+    let mut foreign = std::mem::take(&mut memory.foreign);
+    let mut still = Vec::new();
+    for object in foreign.drain(..) {
+        let Some((kind, name)) = object.split_once(' ') else { continue };
+        let Some(api) = calls.api(kind, &namespace) else { continue };
+        match calls.get(&api, name).await {
+            Ok(None) => {}
+            Ok(Some(found)) if names::is_owned(&found.metadata, &memory.uid) => {}
+            Err(error @ CallError::NotLeading(_)) => return Err(error),
+            Ok(Some(_)) | Err(_) => still.push(object),
+        }
+    }
+    memory.foreign = still;
+    Ok(())
 }
 
 /// Whether deleting an object of this kind takes data away, or members.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use kube::{
     Client,
     runtime::controller::{Config, Error, applier},
@@ -160,7 +160,7 @@ impl Operator {
         let config = Config::default().concurrency(CONCURRENCY).debounce(self.pace.debounce);
         let ended = applier(
             |resource: Arc<ShardedEtcd>, context: Arc<Context>| {
-                Box::pin(async move { context.reconcile(resource).await })
+                async move { context.reconcile(resource).await }.boxed()
             },
             |resource: Arc<ShardedEtcd>, error: &_, context: Arc<Context>| context.failed(&resource, error),
             Arc::clone(&context),

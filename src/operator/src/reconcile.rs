@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     answers::Answers,
-    apply::{Outcome, Pass},
+    apply::{Outcome, Pass, look_again_at_foreign},
     build::build,
     calls::Calls,
     dereference::{Dereferenced, dereference},
@@ -30,6 +30,9 @@ use crate::{
     stores::{Stores, key_of},
     validate::{Problem, Validated, validate},
 };
+
+/// Objects that are in the way are looked at again after this time: no watch may show that they have gone.
+const FOREIGN: Duration = Duration::from_secs(15);
 
 /// What a reconcile needs. Nothing in it waits for the network but calls to the API server.
 pub(crate) struct Context {
@@ -106,6 +109,7 @@ impl Context {
         resource: Arc<ShardedEtcd>,
         memory: &mut Memory,
     ) -> Result<Option<Action>, ReconcileError> {
+        look_again_at_foreign(&self.calls, &resource, memory).await.map_err(ReconcileError::Apply)?;
         let (stores, answers, pace) = (&self.stores, &self.answers, &self.pace);
         let known = dereference(stores, answers, pace, key, resource, memory.foreign.clone());
         let Some(Dereferenced { observed, asked }) = known else { return Ok(None) };
@@ -201,6 +205,9 @@ impl Context {
         let mut after = self.pace.resync;
         if !failures.is_empty() {
             after = after.min(self.pace.retry_max);
+        }
+        if !memory.foreign.is_empty() {
+            after = after.min(FOREIGN);
         }
         if temporary {
             after = after.min(memory.backoff(self.pace.retry_min, self.pace.retry_max));
