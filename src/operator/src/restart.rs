@@ -133,3 +133,138 @@ impl<'a> State<'a> {
         self.outdated().find(|pod| !is_ready(pod))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use serde_json::json;
+
+    use super::*;
+    use crate::validate::fixture::World;
+
+    fn next(world: &World) -> Option<String> {
+        restart(&world.validated(), &world.observed).map(|deletion| deletion.name)
+    }
+
+    /// A topology that serves, and then gets another image for its members.
+    fn outdated() -> World {
+        let mut world = World::serving(2);
+        world.edit(|resource| resource.spec.image = Some("mirror/etcd".to_owned()));
+        world.step();
+        world
+    }
+
+    fn replace(world: &mut World, pod: &str) {
+        world.observed.children.pods.remove(pod);
+        let set = pod.rsplit_once('-').expect("a member").0;
+        world.run_set(set);
+    }
+
+    #[test]
+    fn nothing_is_restarted_that_has_the_newest_template() {
+        assert_eq!(next(&World::serving(2)), None);
+    }
+
+    #[test]
+    fn one_after_another_and_meta_last() {
+        let mut world = outdated();
+        let mut order = Vec::new();
+        while let Some(pod) = next(&world) {
+            assert!(order.len() < 9, "{order:?}");
+            replace(&mut world, &pod);
+            order.push(pod);
+        }
+        let expected = ["shard-0", "shard-1", "meta"].map(|c| [0, 1, 2].map(|m| format!("demo-{c}-{m}")));
+        assert_eq!(order, expected.concat());
+    }
+
+    #[test]
+    fn not_while_a_pod_goes_or_is_missing_or_is_not_ready() {
+        let mut world = outdated();
+        world.pod("demo-meta-1", |pod| {
+            pod.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
+        });
+        assert_eq!(next(&world), None);
+        let mut world = outdated();
+        world.observed.children.pods.remove("demo-shard-1-0");
+        assert_eq!(next(&world), None, "not in another cluster either");
+        let mut world = outdated();
+        replace(&mut world, "demo-shard-0-0");
+        world.not_ready("demo-shard-0-0");
+        assert_eq!(next(&world), None, "it has the newest template, and is starting, or cannot");
+    }
+
+    #[test]
+    fn an_outdated_member_that_is_not_ready_goes_first() {
+        let mut world = outdated();
+        world.not_ready("demo-meta-2");
+        assert_eq!(next(&world).as_deref(), Some("demo-meta-2"));
+    }
+
+    #[test]
+    fn a_bad_template_does_not_spread_but_is_mended() {
+        let mut world = outdated();
+        replace(&mut world, "demo-shard-0-0");
+        world.not_ready("demo-shard-0-0");
+        assert_eq!(next(&world), None);
+        world.edit(|resource| resource.spec.image = Some("better/etcd".to_owned()));
+        world.step();
+        assert_eq!(next(&world).as_deref(), Some("demo-shard-0-0"));
+    }
+
+    #[test]
+    fn members_that_all_have_a_bad_template_are_replaced_one_after_another() {
+        let mut world = World::new(json!({"shards": 1}));
+        world.step();
+        for m in 0..3 {
+            world.not_ready(&format!("demo-shard-0-{m}"));
+        }
+        world.edit(|resource| resource.spec.image = Some("better/etcd".to_owned()));
+        world.step();
+        for m in 0..3 {
+            let pod = format!("demo-shard-0-{m}");
+            assert_eq!(next(&world), Some(pod.clone()));
+            replace(&mut world, &pod);
+            if m == 0 {
+                // Alone it has no majority, so it is not ready before the next one is back.
+                world.not_ready(&pod);
+            }
+        }
+    }
+
+    #[test]
+    fn not_before_the_controller_has_seen_the_template() {
+        let mut world = outdated();
+        for set in world.observed.children.stateful_sets.values_mut() {
+            let set = Arc::make_mut(set);
+            set.metadata.generation = Some(2);
+            set.status.as_mut().expect("status").observed_generation = Some(1);
+        }
+        assert_eq!(next(&world), None);
+    }
+
+    #[test]
+    fn a_shard_that_holds_nothing_yet_holds_up_nobody() {
+        let mut world = World::serving(1);
+        world.scale(2);
+        world.step();
+        world.not_ready("demo-shard-1-0");
+        world.edit(|resource| resource.spec.image = Some("mirror/etcd".to_owned()));
+        world.step();
+        assert_eq!(next(&world).as_deref(), Some("demo-shard-1-0"), "mended first");
+        replace(&mut world, "demo-shard-1-0");
+        world.not_ready("demo-shard-1-0");
+        assert_eq!(next(&world).as_deref(), Some("demo-shard-0-0"));
+    }
+
+    #[test]
+    fn pods_of_another_statefulset_are_not_touched() {
+        let mut world = outdated();
+        for pod in world.observed.children.pods.values_mut() {
+            Arc::make_mut(pod).metadata.owner_references = None;
+        }
+        assert_eq!(next(&world), None);
+    }
+}
