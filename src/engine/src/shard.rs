@@ -162,20 +162,32 @@ pub(crate) fn create(
     shared: &Arc<Shared>,
     request: &pb::WatchCreateRequest,
 ) -> std::result::Result<(Watcher, i64), &'static str> {
-    if request.start_revision < 0 {
-        return Err(ERR_COMPACTED);
-    }
-    let key = if request.key.is_empty() { bytes::Bytes::from_static(&[0]) } else { request.key.clone() };
-    let range = KeyRange::new(key, request.range_end.clone());
-    if range.is_empty() {
-        return Err("mvcc: watcher range is empty");
+    if let Some(reason) = refusal(request) {
+        return Err(reason);
     }
     let settings = Settings {
         no_put: request.filters.contains(&(pb::FilterType::Noput as i32)),
         no_delete: request.filters.contains(&(pb::FilterType::Nodelete as i32)),
         prev_kv: request.prev_kv,
     };
-    Ok(Watcher::new(Arc::clone(shared), range, request.start_revision, settings))
+    Ok(Watcher::new(Arc::clone(shared), watched(request), request.start_revision, settings))
+}
+
+/// Why no watcher is made for a request, whatever the state of the store.
+pub(crate) fn refusal(request: &pb::WatchCreateRequest) -> Option<&'static str> {
+    if request.start_revision < 0 {
+        Some(ERR_COMPACTED)
+    } else if watched(request).is_empty() {
+        Some("mvcc: watcher range is empty")
+    } else {
+        None
+    }
+}
+
+/// The keys of a watch; an empty key is the smallest one.
+fn watched(request: &pb::WatchCreateRequest) -> KeyRange {
+    let key = if request.key.is_empty() { bytes::Bytes::from_static(&[0]) } else { request.key.clone() };
+    KeyRange::new(key, request.range_end.clone())
 }
 
 /// A watcher as the stream of responses that one watch id gets.

@@ -1,6 +1,7 @@
 //! The engine as an etcd server over gRPC, for etcdctl, clients in other processes, and tests.
 
 mod admin;
+mod auth;
 mod kv;
 mod lease;
 mod watch;
@@ -8,7 +9,7 @@ mod watch;
 use std::{net::SocketAddr, sync::Arc};
 
 use sharded_etcd_etcd_api::etcdserverpb::{
-    cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
+    auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
     maintenance_server::MaintenanceServer, watch_server::WatchServer,
 };
 use sharded_etcd_shard::ShardError;
@@ -41,9 +42,9 @@ pub enum ServeError {
     },
 }
 
-/// Serves etcd's KV, Watch, Lease, Maintenance and Cluster services until `shutdown`; open watches end then.
+/// Serves etcd's KV, Watch, Lease, Maintenance, Cluster and Auth services until `shutdown`; open watches end then.
 ///
-/// The engine stays open. There is no TLS and no authentication: listen on a loopback address only.
+/// The engine stays open. There is no TLS, and authentication is off for good: listen on a loopback address only.
 ///
 /// # Errors
 /// When the listener or the HTTP/2 server fails.
@@ -60,7 +61,8 @@ pub async fn serve(
         .add_service(WatchServer::new(service.clone()).max_decoding_message_size(bytes_max))
         .add_service(LeaseServer::new(service.clone()))
         .add_service(MaintenanceServer::new(service.clone()))
-        .add_service(ClusterServer::new(service))
+        .add_service(ClusterServer::new(service.clone()))
+        .add_service(AuthServer::new(service))
         .serve_with_incoming_shutdown(
             TcpIncoming::from(listener).with_nodelay(Some(true)),
             shutdown.cancelled_owned(),

@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Service, status};
-use crate::{Engine, watch::Probe};
+use crate::{Engine, shard::refusal, watch::Probe};
 
 /// Responses that wait for the client at most; the watchers behind them wait in the history.
 const RESPONSES_MAX: usize = 16;
@@ -129,13 +129,9 @@ impl Session {
     }
 
     async fn create(&mut self, mut create: pb::WatchCreateRequest) -> Result<(), Gone> {
-        if create.watch_id == 0 {
-            while self.watchers.contains_key(&self.next_id) {
-                self.next_id += 1;
-            }
-            create.watch_id = self.next_id;
-            self.next_id += 1;
-        } else if self.watchers.contains_key(&create.watch_id) {
+        let chosen = create.watch_id != 0;
+        // etcd looks at the rest of the request before the id, and takes a free id only for a watcher that it makes.
+        if chosen && self.watchers.contains_key(&create.watch_id) && refusal(&create).is_none() {
             return self
                 .send(pb::WatchResponse {
                     header: Some(self.engine.shared.current_header()),
@@ -147,6 +143,12 @@ impl Session {
                 })
                 .await;
         }
+        if !chosen {
+            while self.watchers.contains_key(&self.next_id) {
+                self.next_id += 1;
+            }
+            create.watch_id = self.next_id;
+        }
         let watch_id = create.watch_id;
         let (responses, probe) = self.engine.watch_probed(create);
         let (mut responses, abort) = stream::abortable(responses);
@@ -155,6 +157,7 @@ impl Session {
             self.forward(first).await?;
         }
         if let Some(probe) = probe {
+            self.next_id += i64::from(!chosen);
             self.watchers.insert(watch_id, Running { abort, probe });
             self.streams.push(responses.boxed());
         }

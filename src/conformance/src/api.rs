@@ -1,0 +1,51 @@
+//! The clients of one endpoint.
+
+use std::time::Duration;
+
+use sharded_etcd_etcd_api::etcdserverpb::{
+    auth_client::AuthClient, cluster_client::ClusterClient, kv_client::KvClient, lease_client::LeaseClient,
+    maintenance_client::MaintenanceClient, watch_client::WatchClient,
+};
+use tonic::transport::{Channel, Endpoint};
+
+/// How large an answer may be: more than anything that a case asks for.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// How long a connection may take.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+
+/// Clients of one endpoint, over one connection.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// `etcdserverpb.KV`.
+    pub kv: KvClient<Channel>,
+    /// `etcdserverpb.Watch`.
+    pub watch: WatchClient<Channel>,
+    /// `etcdserverpb.Lease`.
+    pub lease: LeaseClient<Channel>,
+    /// `etcdserverpb.Cluster`.
+    pub cluster: ClusterClient<Channel>,
+    /// `etcdserverpb.Maintenance`.
+    pub maintenance: MaintenanceClient<Channel>,
+    /// `etcdserverpb.Auth`.
+    pub auth: AuthClient<Channel>,
+}
+
+impl Api {
+    /// Connects to `http://HOST:PORT`.
+    ///
+    /// # Errors
+    /// If the endpoint is malformed or nothing listens there.
+    pub async fn connect(endpoint: &str) -> Result<Self, tonic::transport::Error> {
+        let channel =
+            Endpoint::from_shared(endpoint.to_owned())?.connect_timeout(CONNECT_MAX).connect().await?;
+        let max = ANSWER_BYTES_MAX;
+        Ok(Self {
+            kv: KvClient::new(channel.clone()).max_decoding_message_size(max),
+            watch: WatchClient::new(channel.clone()).max_decoding_message_size(max),
+            lease: LeaseClient::new(channel.clone()).max_decoding_message_size(max),
+            cluster: ClusterClient::new(channel.clone()),
+            maintenance: MaintenanceClient::new(channel.clone()).max_decoding_message_size(max),
+            auth: AuthClient::new(channel),
+        })
+    }
+}

@@ -1,0 +1,35 @@
+//! The cases, by call.
+
+mod auth;
+mod cluster;
+mod compact;
+mod delete;
+mod lease;
+mod limits;
+mod maintenance;
+mod put;
+mod range;
+mod range_stream;
+mod texts;
+mod txn;
+mod watch;
+
+use crate::Suite;
+
+/// All cases.
+pub fn suite() -> Suite {
+    let mut suite = Suite::default();
+    range::add(&mut suite);
+    range_stream::add(&mut suite);
+    put::add(&mut suite);
+    delete::add(&mut suite);
+    txn::add(&mut suite);
+    lease::add(&mut suite);
+    watch::add(&mut suite);
+    maintenance::add(&mut suite);
+    cluster::add(&mut suite);
+    auth::add(&mut suite);
+    limits::add(&mut suite);
+    compact::add(&mut suite);
+    suite
+}
