@@ -35,12 +35,11 @@ pub(super) fn routing_text(validated: &Validated) -> String {
     let (name, namespace) = (&validated.name, &validated.namespace);
     let endpoints = |cluster: Cluster, members| cluster.endpoints(name, namespace, members);
     let meta = validated.clusters.get(&Cluster::Meta);
-    let shards = validated.clusters.iter().filter(|(_, plan)| plan.routed).filter_map(|(cluster, plan)| {
-        matches!(cluster, Cluster::Shard(_)).then(|| {
-            let shard =
-                RoutedShard { incarnation: plan.incarnation, endpoints: endpoints(*cluster, plan.members) };
-            (cluster.to_string(), shard)
-        })
+    let routed =
+        validated.clusters.iter().filter(|(cluster, plan)| **cluster != Cluster::Meta && plan.routed);
+    let shards = routed.map(|(cluster, plan)| {
+        let endpoints = endpoints(*cluster, plan.members);
+        (cluster.to_string(), RoutedShard { incarnation: plan.incarnation, endpoints })
     });
     let mut effective = ShardedEtcd::new(name, resource.spec.effective(validated.shards));
     effective.metadata = ObjectMeta {

@@ -60,9 +60,9 @@ fn parse(text: &str) -> Option<(u128, Notation)> {
 }
 
 fn format(nanos: u128, notation: Notation) -> String {
-    if notation == Notation::Binary && nanos >= 1024 * NANO && nanos % NANO == 0 {
+    if notation == Notation::Binary && nanos >= 1024 * NANO && nanos.is_multiple_of(NANO) {
         let bytes = nanos / NANO;
-        let fits = BINARY.iter().rev().find(|(_, bits)| bytes % (1 << bits) == 0);
+        let fits = BINARY.iter().rev().find(|(_, bits)| bytes.is_multiple_of(1 << bits));
         return fits.map_or_else(|| bytes.to_string(), |(name, bits)| format!("{}{name}", bytes >> bits));
     }
     if nanos == 0 {
@@ -70,7 +70,7 @@ fn format(nanos: u128, notation: Notation) -> String {
     }
     let fits = DECIMAL.iter().rev().find_map(|(name, exponent)| {
         let unit = 10u128.checked_pow(u32::try_from(exponent + 9).ok()?)?;
-        (nanos % unit == 0).then(|| match (notation, exponent) {
+        nanos.is_multiple_of(unit).then(|| match (notation, exponent) {
             (Notation::Exponent, exponent) if *exponent != 0 => format!("{}e{exponent}", nanos / unit),
             _ => format!("{}{name}", nanos / unit),
         })
