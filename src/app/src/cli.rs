@@ -53,6 +53,8 @@ pub enum Command {
     Proxy(ProxyArgs),
     /// Runs one shard manager over the shards that a routing file names.
     ShardManager(ShardManagerArgs),
+    /// Runs topologies in a Kubernetes cluster: reconciles ShardedEtcd resources.
+    Operator(OperatorArgs),
     /// Looks at an etcd member's volume and refuses one that etcd must not start on.
     MemberGuard(MemberGuardArgs),
     /// Shows shards, ranges with their owners, moves and health of a running topology.
@@ -140,6 +142,30 @@ pub struct ShardManagerArgs {
     /// Name of this shard manager, unlike that of all others [default: the host's name and process id].
     #[arg(long, env = "SHARDED_ETCD_NAME")]
     pub name: Option<String>,
+}
+
+/// Arguments of `operator`.
+#[derive(Debug, Clone, Args)]
+pub struct OperatorArgs {
+    /// Image of this program, for proxies, shard managers and the guards of members' volumes.
+    #[arg(long, env = "SHARDED_ETCD_IMAGE")]
+    pub image: String,
+    /// Repository of the etcd image, where a resource names none; the tag is its version
+    /// [default: gcr.io/etcd-development/etcd].
+    #[arg(long, value_name = "REPOSITORY", env = "SHARDED_ETCD_ETCD_IMAGE")]
+    pub etcd_image: Option<String>,
+    /// Namespace of the resources to look at [default: all].
+    #[arg(long, value_name = "NAMESPACE", env = "SHARDED_ETCD_WATCH_NAMESPACE")]
+    pub watch_namespace: Option<String>,
+    /// Address to serve /livez, /readyz and /metrics on.
+    #[arg(long, value_name = "ADDR", env = "SHARDED_ETCD_LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+    /// Namespace of the Lease by which one operator leads [default: the one it runs in].
+    #[arg(long, value_name = "NAMESPACE", env = "SHARDED_ETCD_LEASE_NAMESPACE")]
+    pub lease_namespace: Option<String>,
+    /// Name of this operator, unlike that of all others [default: the host's name and a random part].
+    #[arg(long, value_name = "NAME", env = "SHARDED_ETCD_IDENTITY")]
+    pub identity: Option<String>,
 }
 
 /// Arguments of `member-guard`.

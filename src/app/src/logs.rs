@@ -13,12 +13,12 @@ use crate::cli::{LogArgs, LogFormat};
 /// What is logged at each verbosity, without RUST_LOG. The steps of each move are for those who look for them.
 const FILTERS: [&str; 3] = [
     "warn,sharded_etcd=info,sharded_etcd_proxy=info,sharded_etcd_manager=info,sharded_etcd_line=info,\
-     sharded_etcd_shard=info,sharded_etcd_engine=info,\
+     sharded_etcd_shard=info,sharded_etcd_engine=info,sharded_etcd_operator=info,\
      sharded_etcd_manager::mover=warn,sharded_etcd_manager::reshape=warn",
     "info,sharded_etcd=debug,sharded_etcd_proxy=debug,sharded_etcd_manager=debug,sharded_etcd_line=debug,\
-     sharded_etcd_shard=debug,sharded_etcd_engine=debug",
+     sharded_etcd_shard=debug,sharded_etcd_engine=debug,sharded_etcd_operator=debug",
     "debug,sharded_etcd=trace,sharded_etcd_proxy=trace,sharded_etcd_manager=trace,sharded_etcd_line=trace,\
-     sharded_etcd_shard=trace,sharded_etcd_engine=trace",
+     sharded_etcd_shard=trace,sharded_etcd_engine=trace,sharded_etcd_operator=trace",
 ];
 
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);

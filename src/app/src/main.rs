@@ -8,6 +8,7 @@ mod host;
 mod listen;
 mod logs;
 mod member_guard;
+mod operator;
 mod patience;
 mod plan;
 mod proxy;
@@ -92,6 +93,7 @@ async fn run_async(command: Command) -> Result<ExitCode> {
             return Ok(if answer.has_changes { ExitCode::from(EXIT_CHANGES) } else { printed });
         }
         Command::ShardManager(args) => shard_manager::run(args).await?,
+        Command::Operator(args) => operator::run(args).await?,
         Command::Version | Command::Crd | Command::MemberGuard(_) => {}
     }
     Ok(ExitCode::SUCCESS)
