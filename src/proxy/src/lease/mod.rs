@@ -6,6 +6,7 @@
 //! - A helper that stops anywhere, for ever or for a while, does no harm; another one goes on.
 
 mod agenda;
+mod all;
 mod attach;
 mod end;
 mod grant;

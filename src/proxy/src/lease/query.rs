@@ -4,20 +4,18 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use sharded_etcd_core::{
-    keyspace::{KeyRange, ShardIx, successor},
+    keyspace::ShardIx,
     lease::visible_keys,
-    records::{LEASE_PREFIX, LeaseRecord, LeaseState, Record, lease_id_of_key, lease_marker_key},
+    records::{LeaseRecord, LeaseState, Record, lease_id_of_key, lease_marker_key},
 };
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_line::Cut;
 use sharded_etcd_shard::Shard;
 use tonic::Status;
 
-use super::{Leases, meta_status};
+use super::{Leases, all::read_all, meta_status};
 use crate::context::line_status;
 
-/// Keys of one page of a listing.
-const PAGE_KEYS: i64 = 5_000;
 /// Times that the keys are collected anew as a range changed its owner meanwhile.
 const TRIES_MAX: u32 = 5;
 
@@ -101,30 +99,14 @@ impl Leases {
     /// If meta cannot be reached.
     pub async fn leases(&self) -> Result<pb::LeaseLeasesResponse, Status> {
         let mut leases = Vec::new();
-        let mut range = KeyRange::prefix(LEASE_PREFIX);
-        let mut revision = 0;
-        loop {
-            let request = pb::RangeRequest {
-                key: range.request_key(),
-                range_end: range.request_end(),
-                limit: PAGE_KEYS,
-                revision,
-                ..Default::default()
-            };
-            let page = self.meta().range(request).await.map_err(meta_status)?;
-            if revision == 0 {
-                revision = page.header.as_ref().map_or(0, |h| h.revision);
+        let look = |kv: &pb::KeyValue| {
+            if let Some((id, "")) = lease_id_of_key(&kv.key)
+                && LeaseRecord::decode(&kv.value).is_ok_and(|record| record.state != LeaseState::Gone)
+            {
+                leases.push(pb::LeaseStatus { id });
             }
-            for kv in &page.kvs {
-                if let Some((id, "")) = lease_id_of_key(&kv.key)
-                    && LeaseRecord::decode(&kv.value).is_ok_and(|record| record.state != LeaseState::Gone)
-                {
-                    leases.push(pb::LeaseStatus { id });
-                }
-            }
-            let Some(last) = page.kvs.last().filter(|_| page.more) else { break };
-            range.start = successor(&last.key);
-        }
+        };
+        read_all(self.meta().as_ref(), look).await.map_err(meta_status)?;
         Ok(pb::LeaseLeasesResponse { header: self.header(), leases })
     }
 }

@@ -6,7 +6,7 @@ use futures::StreamExt;
 use parking_lot::RwLock;
 use rand::Rng;
 use sharded_etcd_core::{
-    keyspace::{KeyRange, successor},
+    keyspace::KeyRange,
     records::{LEASE_PREFIX, LeaseRecord, LeaseState, Record, lease_id_of_key},
 };
 use sharded_etcd_etcd_api::messages as pb;
@@ -14,10 +14,8 @@ use sharded_etcd_shard::ShardError;
 use tokio::{sync::watch, time::Instant};
 use tonic::Code;
 
-use super::Leases;
+use super::{Leases, all::read_all};
 
-/// Keys of one page when everything is read.
-const PAGE_KEYS: i64 = 5_000;
 /// Proxies that see a lease expire begin within this time, at random: one of them does the work.
 const JITTER_MAX: Duration = Duration::from_millis(100);
 
@@ -147,26 +145,8 @@ impl Leases {
     /// Reads all leases at one revision, which it returns.
     async fn load(&self) -> Result<i64, ShardError> {
         let mut leases = HashMap::new();
-        let mut range = KeyRange::prefix(LEASE_PREFIX);
-        let mut revision = 0;
-        loop {
-            let request = pb::RangeRequest {
-                key: range.request_key(),
-                range_end: range.request_end(),
-                limit: PAGE_KEYS,
-                revision,
-                ..Default::default()
-            };
-            let page = self.meta().range(request).await?;
-            if revision == 0 {
-                revision = page.header.as_ref().map_or(0, |h| h.revision);
-            }
-            for kv in &page.kvs {
-                self.view.apply(&mut leases, kv, false);
-            }
-            let Some(last) = page.kvs.last().filter(|_| page.more) else { break };
-            range.start = successor(&last.key);
-        }
+        let take = |kv: &pb::KeyValue| _ = self.view.apply(&mut leases, kv, false);
+        let revision = read_all(self.meta().as_ref(), take).await?;
         let due: Vec<i64> = leases.iter().filter(|(_, seen)| seen.needs_help()).map(|(&id, _)| id).collect();
         {
             let mut known = self.view.leases.write();
