@@ -9,6 +9,7 @@ mod bad_files;
 mod bad_requests;
 mod bad_starts;
 mod clients;
+mod cluster;
 mod harness;
 mod rebalance;
 mod two_proxies;
