@@ -135,21 +135,24 @@ impl Answers {
     fn due(&self, room: usize) -> (Vec<Key>, Instant) {
         let now = Instant::now();
         let mut entries = self.entries.lock();
-        let mut due = Vec::new();
         let mut next = now + IDLE;
-        for (key, entry) in entries.iter_mut().filter(|(_, entry)| !entry.asking) {
+        let mut due = Vec::new();
+        for (key, entry) in entries.iter().filter(|(_, entry)| !entry.asking) {
             match entry.due().filter(|due| *due > now) {
                 Some(due) => next = next.min(due),
-                // Those that find no room come next time: an answer that arrives makes room.
-                None if due.len() >= room => {}
-                None => {
-                    entry.asking = true;
-                    entry.hurried = false;
-                    due.push(key.clone());
-                }
+                None => due.push((entry.answer.as_ref().map(|answer| answer.asked), key.clone())),
             }
         }
-        (due, next)
+        // Who was asked longest ago comes first, so that those that never answer do not keep the others out. Those that
+        // find no room come next time: an answer that arrives makes room.
+        due.sort();
+        due.truncate(room);
+        for (_, key) in &due {
+            if let Some(entry) = entries.get_mut(key) {
+                (entry.asking, entry.hurried) = (true, false);
+            }
+        }
+        (due.into_iter().map(|(_, key)| key).collect(), next)
     }
 
     /// Keeps an answer. True if the resource should be looked at because of it.

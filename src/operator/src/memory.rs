@@ -10,6 +10,9 @@ use tokio::time::Instant;
 
 use crate::model::ApplyFailure;
 
+/// Looks in vain before they become rarer.
+const LOOKS: u32 = 5;
+
 /// Kind and name of an object.
 pub(crate) type ObjectKey = (String, String);
 
@@ -62,6 +65,8 @@ pub(crate) struct Memory {
     pub(crate) counted: Option<Instant>,
     /// Reconciles in a row that did not do all that they should.
     pub(crate) failures: u32,
+    /// Looks in a row that found what they saw to be old, or that wait for an answer.
+    pub(crate) looks: u32,
     /// Failures that are in the log.
     pub(crate) logged: Vec<ApplyFailure>,
     /// Events in the last while: see `events`.
@@ -81,6 +86,12 @@ impl Memory {
     pub(crate) fn backoff(&self, min: Duration, max: Duration) -> Duration {
         let doubled = 2_u32.saturating_pow(self.failures.saturating_sub(1).min(16));
         min.saturating_mul(doubled).min(max)
+    }
+
+    /// How long to wait before another look: longer once several were in vain.
+    pub(crate) fn look_after(&self, min: Duration, max: Duration) -> Duration {
+        let doubled = 2_u32.saturating_pow((self.looks / LOOKS).min(16));
+        min.saturating_mul(doubled).min(max.max(min))
     }
 }
 
@@ -105,5 +116,7 @@ mod tests {
         let (min, max) = (Duration::from_secs(1), Duration::from_secs(60));
         let after = |failures| Memory { failures, ..Memory::default() }.backoff(min, max).as_secs();
         assert_eq!([1, 2, 3, 6, 7, 1000].map(after), [1, 2, 4, 32, 60, 60]);
+        let look = |looks| Memory { looks, ..Memory::default() }.look_after(min, max).as_secs();
+        assert_eq!([1, 4, 5, 10, 1000].map(look), [1, 1, 2, 4, 60]);
     }
 }

@@ -213,7 +213,10 @@ impl Context {
             after = after.min(memory.backoff(self.pace.retry_min, self.pace.retry_max));
         }
         if outcome.again || memory.status.conflicts > 0 {
-            after = after.min(self.pace.again);
+            memory.looks = memory.looks.saturating_add(1);
+            after = after.min(memory.look_after(self.pace.again, self.pace.retry_max));
+        } else {
+            memory.looks = 0;
         }
         Action::requeue(after.max(Duration::from_millis(1)))
     }

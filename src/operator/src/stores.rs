@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt::Debug,
     sync::Arc,
+    time::Duration,
 };
 
 use futures::{StreamExt, pin_mut};
@@ -28,13 +29,16 @@ use kube::{
 use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
 use sharded_etcd_crd::{KIND, ShardedEtcd};
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{sync::watch, task::JoinSet, time::sleep};
 
 use crate::{
     model::Children,
     names::{LABEL_INSTANCE, LABEL_MANAGED_BY, MANAGED_BY, controller, label},
     queue::{Key, Queue},
 };
+
+/// What may not be watched is tried again after this time.
+const DENIED: Duration = Duration::from_secs(600);
 
 /// Whether a watch has shown everything once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +104,12 @@ where
                     }
                     self.take(event, &mut buffer);
                 }
-                Err(error) => self.failed(&error, &mut failing),
+                Err(error) => {
+                    self.failed(&error, &mut failing);
+                    if self.shelf.is_denied() {
+                        sleep(DENIED).await;
+                    }
+                }
             }
         }
     }
