@@ -71,7 +71,10 @@ enum Outcome {
 }
 
 async fn outcome(case: &Case, target: &Target, ctx: Ctx) -> Outcome {
-    let skipped = target.skips(case).is_some();
+    let skipped = match target.skips(case) {
+        Some(lack) if lack.is_fickle => return Outcome::Skipped,
+        lack => lack.is_some(),
+    };
     let differences = match timeout(CASE_MAX, (case.check)(ctx.clone())).await {
         Ok(Ok(())) => ctx.found(),
         Ok(Err(stop)) => ctx.found().into_iter().chain([stop.0]).collect(),

@@ -120,6 +120,8 @@ pub struct Lack {
     pub need: Need,
     /// Why not, for the document.
     pub reason: &'static str,
+    /// Whether it happens to do it at times, so that a case that needs it may pass.
+    pub is_fickle: bool,
 }
 
 /// A kind of server.
@@ -132,9 +134,9 @@ pub struct Target {
 }
 
 impl Target {
-    /// Why the case is skipped on this target, if it is.
-    pub fn skips(&self, case: &Case) -> Option<&'static str> {
+    /// What the target does not do that the case needs, if the case is skipped.
+    pub fn skips(&self, case: &Case) -> Option<&Lack> {
         let need = case.needs?;
-        self.lacks.iter().find(|lack| lack.need == need).map(|lack| lack.reason)
+        self.lacks.iter().find(|lack| lack.need == need)
     }
 }

@@ -38,7 +38,9 @@ const PROXIES: &str = "members are the proxies, which have no peers and are decl
 const RESERVED: &str = "keys at and above `FF FF FF FF` belong to the topology (docs/limits.md)";
 
 fn lacks(list: &[(Need, &'static str)]) -> Vec<Lack> {
-    list.iter().map(|&(need, reason)| Lack { need, reason }).collect()
+    // Nothing else may happen to be written while such a case runs.
+    let is_fickle = |need| need == Need::ConsecutiveRevisions;
+    list.iter().map(|&(need, reason)| Lack { need, reason, is_fickle: is_fickle(need) }).collect()
 }
 
 /// etcd itself, which is what the suite is about.

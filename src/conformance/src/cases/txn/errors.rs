@@ -5,7 +5,7 @@ use sharded_etcd_etcd_api::messages as pb;
 use tonic::Code::{self, InvalidArgument, NotFound, OutOfRange};
 
 use crate::{
-    Suite,
+    Need, Suite,
     cases::texts::{
         DUPLICATE_KEY, FAR, FUTURE, KEY_NOT_FOUND, LEASE_PROVIDED, NO_KEY, NO_LEASE, SORT_OPTION,
         TOO_MANY_OPS, UNKNOWN_LEASE, VALUE_PROVIDED,
@@ -113,6 +113,22 @@ together (v3rpc/key.go, checkIntervals)",
             }),
         ],
     );
+    suite
+        .case(
+            "txn/duplicate/fine-delete-from-key",
+            "a delete of everything from a key on, range end \\0, clashes with no put: etcd's check takes its \
+             bounds as they are",
+            |c| async move {
+                let everything = || delete_range((c.key("b/0"), vec![0].into()));
+                let request =
+                    txn().when(always(c.key("b/1"))).or(put(c.key("b/1"), "x")).or(everything());
+                c.txn(request).await?;
+                let inner = txn().then(put(c.key("b/1"), "x"));
+                c.txn(txn().when(always(c.key("b/1"))).or(inner).or(everything())).await?;
+                Ok(())
+            },
+        )
+        .needs(Need::TxnOverShards);
     refused(
         suite,
         "empty-key",
