@@ -12,7 +12,6 @@ async fn shards_come_and_go_and_clients_do_not_notice() {
             "shards": 3,
             // What a shard leaves behind is its history; with a short one it goes soon.
             "compaction": {"retention": "5s"},
-            "keyspace": {"presplit": ["/seed/dir-2", "/seed/dir-4"]},
         });
         t.apply(&resource("demo", spec)).await?;
         t.settled("demo", 3).await?;
