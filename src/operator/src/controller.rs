@@ -143,7 +143,7 @@ impl Operator {
     ) {
         let answers = Answers::new(self.pace.clone());
         let metrics = Arc::clone(&self.health.metrics);
-        let (mut polling, _stop_polling) = self.poll(&answers, queue);
+        let (mut polling, stop_polling) = self.poll(&answers, queue);
         let reporter = self.election.as_ref().map_or_else(|| MANAGED_BY.to_owned(), |e| e.identity.clone());
         let context = Arc::new(Context {
             calls: Calls::new(self.client.clone(), leadership, Arc::clone(&metrics)),
@@ -188,7 +188,7 @@ impl Operator {
             () = ended => {}
             () = stopped => tracing::warn!("some reconciles did not end in time; they are left"),
         }
-        drop(_stop_polling);
+        drop(stop_polling);
         // It ends at once.
         let _ = timeout(STOP_MAX, polling.join_next()).await;
     }

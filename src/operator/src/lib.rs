@@ -1,6 +1,11 @@
 //! The Kubernetes shell: reconciles `ShardedEtcd` resources into StatefulSets, Services, Deployments and the rest.
 //!
 //! Five steps, a file each: dereference (client) → validate (pure) → build (pure) → apply (client) → status.
+//!
+//! ```text
+//! API server ──watches──> stores ──> queue ──> controller ──> reconcile: the five steps
+//! shard managers <──ask── answers ──────^                        │ calls: only while leader says so
+//! ```
 
 mod answers;
 mod apply;

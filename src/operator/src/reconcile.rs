@@ -157,7 +157,7 @@ impl Context {
             && resource.status.as_ref() != Some(&next)
             && self.write_status(resource, &next, memory).await?
         {
-            if (next.keys, next.bytes, next.revision) != (previous.keys, previous.bytes, previous.revision) {
+            if counts_due {
                 memory.counted = Some(Instant::now());
             }
             drafts.extend(events(&previous, &next));
