@@ -98,17 +98,26 @@ impl Members {
             Err(error) => return Some(format!("the proxies cannot be read from meta: {error}")),
         };
         let records = answer.kvs.iter().filter_map(|kv| ProxyRecord::decode(&kv.value).ok());
-        let mut behind = records.filter(|proxy| proxy.generation.is_some_and(|known| known < generation));
+        let digest = self.shards.directory().digest();
+        let is_behind = |proxy: &ProxyRecord| {
+            proxy.generation.is_some_and(|known| known < generation)
+                || proxy.shards.is_some_and(|known| known != digest)
+        };
+        let mut behind = records.filter(is_behind);
         let first = behind.next()?;
         let more = match behind.count() {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        Some(format!(
-            "proxy {}{more} has not taken up generation {generation} of the spec yet, only {}",
-            first.name,
-            first.generation.unwrap_or_default()
-        ))
+        let name = first.name;
+        Some(match first.generation {
+            Some(known) if known < generation => {
+                format!(
+                    "proxy {name}{more} has not taken up generation {generation} of the spec yet, only {known}"
+                )
+            }
+            _ => format!("proxy {name}{more} does not know the same shards as the shard manager yet"),
+        })
     }
 
     /// Moves every drained shard that is to leave a step on; what each still waits for.

@@ -25,8 +25,9 @@ fn topology(shards: u32, generation: i64) -> Arc<Topology> {
     Arc::new(topology)
 }
 
-async fn register(world: &World, generation: Option<i64>) {
-    let record = ProxyRecord { name: "proxy-a".into(), client_urls: vec![], revision: i64::MAX, generation };
+async fn register(world: &World, generation: Option<i64>, shards: Option<u64>) {
+    let record =
+        ProxyRecord { name: "proxy-a".into(), client_urls: vec![], revision: i64::MAX, generation, shards };
     let put = pb::PutRequest { key: proxy_key(7), value: record.encode(), ..Default::default() };
     world.meta.put(put).await.unwrap();
 }
@@ -57,7 +58,7 @@ fn message(shard: &Value) -> &str {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shards_join_leave_and_come_back_as_the_operator_makes_them() {
     let world = World::new(2).await;
-    register(&world, Some(4)).await;
+    register(&world, Some(4), None).await;
     let (wanted, received) = watch::channel(topology(3, 5));
     let mut options =
         ManagerOptions::new(Arc::clone(&world.line), Arc::clone(&world.shards), received, "one");
@@ -83,7 +84,12 @@ async fn shards_join_leave_and_come_back_as_the_operator_makes_them() {
     assert!(message(joining).contains("proxy proxy-a has not taken up generation 5"), "{joining}");
     assert_eq!(waits["observedGeneration"], 5);
     assert_eq!(waits.get("left"), None);
-    register(&world, Some(5)).await;
+    register(&world, Some(5), Some(1)).await;
+    until(&admin, "the shards are compared", |s| {
+        message(shard(s, "shard-2")).contains("proxy proxy-a does not know the same shards")
+    })
+    .await;
+    register(&world, Some(5), Some(world.directory.digest())).await;
     until(&admin, "shard-2 serves", |s| shard(s, "shard-2")["phase"] == "Serving").await;
 
     // It leaves.
@@ -93,7 +99,7 @@ async fn shards_join_leave_and_come_back_as_the_operator_makes_them() {
     assert!(shard(&left, "shard-2").is_null());
 
     // The same one is not taken in again, whatever it holds; the next one is, also with a proxy of an older release.
-    register(&world, None).await;
+    register(&world, None, None).await;
     wanted.send_replace(topology(3, 7));
     let waits = until(&admin, "shard-2 waits again", |s| message(shard(s, "shard-2")).contains("left")).await;
     assert!(message(shard(&waits, "shard-2")).contains("incarnation 0 of it has left"), "{waits:#}");

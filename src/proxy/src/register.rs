@@ -93,11 +93,13 @@ impl Registration {
 
     fn record(&self) -> ProxyRecord {
         let identity = &self.ctx.identity;
+        let generation = *self.generation.borrow();
         ProxyRecord {
             name: identity.name.clone(),
             client_urls: identity.client_urls.clone(),
             revision: (self.passed)(),
-            generation: *self.generation.borrow(),
+            generation,
+            shards: generation.map(|_| self.ctx.shards.directory().digest()),
         }
     }
 

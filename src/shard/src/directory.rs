@@ -52,6 +52,20 @@ impl ShardDirectory {
         self.shards.read().get(name).and_then(|entry| entry.incarnation)
     }
 
+    /// A digest of names and incarnations: two processes that know the same shards have the same one.
+    pub fn digest(&self) -> u64 {
+        // FNV-1a: stable over releases, which the standard library's hashers are not.
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for (name, entry) in self.shards.read().iter() {
+            let incarnation = entry.incarnation.map_or(u64::MAX, u64::from).to_le_bytes();
+            // No name holds a zero byte.
+            for byte in name.bytes().chain([0]).chain(incarnation) {
+                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+        hash
+    }
+
     /// The names of all shards here, sorted.
     pub fn names(&self) -> Vec<String> {
         self.shards.read().keys().cloned().collect()

@@ -116,6 +116,10 @@ pub struct ProxyRecord {
     /// Generation of the routing file's contents that it acts on; absent where it has none, as under `up`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,
+    /// Digest of the shards that it has connections to, names and incarnations: contents of one generation may differ in
+    /// them, as a shard is routed only once it is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards: Option<u64>,
 }
 
 impl Record for ProxyRecord {
@@ -250,10 +254,16 @@ mod tests {
 
     #[test]
     fn registrations_of_proxies_without_a_generation_are_read() {
-        let mut record = ProxyRecord { name: "p".into(), client_urls: vec![], revision: 7, generation: None };
+        let mut record = ProxyRecord {
+            name: "p".into(),
+            client_urls: vec![],
+            revision: 7,
+            generation: None,
+            shards: None,
+        };
         let before = br#"{"v":1,"name":"p","client_urls":[],"revision":7}"#;
         assert_eq!(record.encode().as_ref(), before);
-        record.generation = Some(3);
+        (record.generation, record.shards) = (Some(3), Some(u64::MAX));
         assert_eq!(ProxyRecord::decode(&record.encode()).unwrap(), record);
     }
 
