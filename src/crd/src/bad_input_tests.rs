@@ -83,6 +83,26 @@ const SPECS: &[&str] = &[
     "shards: 0\nversion: x\nrebalance: {maxConcurrentMoves: 0}\netcd: {quota: x}",
     "shards: 3\n image: x",
     "shards: 3\nimage: \"\"",
+    "shards: 3\nversion: 3.5.9",
+    "shards: 3\nimage: \"registry.example/etcd:v3.7.3\"",
+    "shards: 3\nkeyspace: {delimiter: ü}",
+    "shards: 3\netcd: {quota: 8Gi, storage: {size: 8Gi}}",
+    "shards: 3\netcd: {quota: 100Gi}",
+    "shards: 3\netcd: {storage: {size: 100Mi, className: Fast}}",
+    "shards: 3\netcd: {resources: {requests: {cpus: 1, memory: much}, limit: {cpu: 1}}}",
+    "shards: 3\netcd: {resources: {requests: {cpus: 1, memory: much}}}",
+    "shards: 3\netcd: {resources: {requests: {cpu: 2}, limits: {cpu: 1500m}}}",
+    "shards: 3\netcd: {affinity: {nodeAfinity: {}}}",
+    "shards: 3\netcd: {tolerations: [{value: a}, {key: a, operator: Exists, value: b}]}",
+    "shards: 3\netcd: {priorityClassName: My Class}",
+    "shards: 3\netcd: {labels: {shardedetcd.io/cluster: x, a b: x, team: a b}}",
+    "shards: 3\netcd: {extraArgs: {Heartbeat: \"1\", unsafe-no-fsync: \"true\", log-level: \"a\\nb\"}}",
+    "shards: 3\nproxy: {disruption: {}}",
+    "shards: 3\nproxy: {disruption: {maxUnavailable: 0}}",
+    "shards: 3\nproxy: {disruption: {minAvailable: 100%}}",
+    "shards: 3\nproxy: {disruption: {minAvailable: 2}}",
+    "shards: 3\nproxy: {service: {annotations: {shardedetcd.io/a: b, a b: c}}}",
+    "shards: 3\ncompaction: {retention: 721h}",
     "\"shards",
     "[1, 2]",
 ];
@@ -151,6 +171,28 @@ fn several_resources() {
 fn large_files() {
     let message = refused(&" ".repeat(FILE_BYTES_MAX + 1));
     assert_eq!(message, "the file is 3145729 bytes long; use at most 3145728");
+}
+
+#[test]
+fn long_lists() {
+    let entries =
+        |n: usize, chars: usize| (0..n).map(|i| format!("{i:0>chars$}")).collect::<Vec<_>>().join(", ");
+    let refuse = |list: &str, entries: String| {
+        refused(&format!("{HEAD}spec: {{shards: 3, keyspace: {{{list}: [{entries}]}}}}\n"))
+    };
+    let quoted = entries(2049, 5).replace(", ", "\", \"");
+    assert_eq!(
+        refuse("presplit", format!("\"{quoted}\"")),
+        "line 4: spec.keyspace.presplit: 2049 entries; use at most 2048"
+    );
+    let long = entries(1, 257);
+    assert_eq!(
+        refuse("presplit", format!("\"{long}\"")),
+        "line 4: spec.keyspace.presplit[0]: 257 characters long; use at most 256"
+    );
+    let quoted = entries(600, 256).replace(", ", "\", \"");
+    let message = refuse("presplit", format!("\"{quoted}\""));
+    assert!(message.contains("have 153600 characters together"), "{message}");
 }
 
 #[test]

@@ -72,4 +72,20 @@ mod tests {
             "limits requests"
         );
     }
+
+    /// The operator has the same rights from the chart and from kustomize.
+    #[test]
+    fn chart_and_kustomize_give_the_same_rights() {
+        let read = |file: &str| {
+            fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file)).unwrap()
+        };
+        let chart = read("charts/sharded-etcd/templates/_helpers.tpl");
+        let part = |name: &str| {
+            let rest = chart.split(&format!("define \"sharded-etcd.{name}\" -}}}}\n")).nth(1).unwrap();
+            rest.split("{{- end -}}").next().unwrap()
+        };
+        let kustomize = read("config/rbac/operator.yaml");
+        let rules = kustomize.split("rules:\n").nth(1).and_then(|rest| rest.split("---\n").next()).unwrap();
+        assert_eq!(format!("{}{}", part("rules"), part("clusterRules")), rules);
+    }
 }

@@ -155,7 +155,8 @@ fn spec() -> Vec<Rule> {
 
 /// Delimiters with what the end of a directory ends with: the delimiter with its last byte raised by one. CEL cannot
 /// compute it, so for any other delimiter only the operator checks `presplit`.
-const DIRECTORY_ENDS: &[(&str, &str)] = &[("/", "0"), (":", ";"), (".", "/"), ("-", "."), ("_", "`"), ("|", "}")];
+const DIRECTORY_ENDS: &[(&str, &str)] =
+    &[("/", "0"), (":", ";"), (".", "/"), ("-", "."), ("_", "`"), ("|", "}")];
 
 /// A boundary is legal at the start or end of a directory, inside a splittable prefix, and between keys without a
 /// delimiter; see `core::keyspace::Rules`.
@@ -168,8 +169,9 @@ fn keyspace() -> Vec<Rule> {
         )
     };
     let delimiters = DIRECTORY_ENDS.iter().map(|(delimiter, _)| *delimiter).collect::<Vec<_>>();
-    let ends =
-        DIRECTORY_ENDS.iter().map(|(delimiter, end)| format!("(self.delimiter == '{delimiter}' && b.endsWith('{end}'))"));
+    let ends = DIRECTORY_ENDS
+        .iter()
+        .map(|(delimiter, end)| format!("(self.delimiter == '{delimiter}' && b.endsWith('{end}'))"));
     let boundary = format!("{} || {}", ends.collect::<Vec<_>>().join(" || "), start("b"));
     let remedy = "would part the keys of a directory, which transactions need on one shard; write it with the delimiter \
                   behind, or add its directory to spec.keyspace.splittable";
@@ -229,7 +231,11 @@ fn members() -> Vec<Rule> {
                     "self in [1, 3, 5]",
                     "write 1, 3 or 5: an even number survives no more failures than one less",
                 ),
-                rule(at, "self == oldSelf", "the number of members cannot be changed yet; write the one that was there"),
+                rule(
+                    at,
+                    "self == oldSelf",
+                    "the number of members cannot be changed yet; write the one that was there",
+                ),
             ]
         })
         .collect()

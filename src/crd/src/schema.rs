@@ -86,6 +86,8 @@ fn keywords() -> Vec<(&'static str, Value)> {
         ("spec.meta.storage.className", name),
         ("spec.proxy.service.annotations", json!({"maxProperties": 32})),
         ("spec.proxy.service.annotations.*", json!({"maxLength": 4096})),
+        // As a whole: when one manager writes one field, the other one, perhaps another manager's, goes.
+        ("spec.proxy.disruption", json!({"x-kubernetes-map-type": "atomic"})),
         ("spec.proxy.disruption.maxUnavailable", size.clone()),
         ("spec.proxy.disruption.minAvailable", size.clone()),
         ("spec.rebalance.bytesPerSecond", size.clone()),
@@ -144,8 +146,11 @@ pub(crate) fn complete(schema: &mut Value) {
         let schema = object(at(schema, path));
         // Null then means the default, too.
         schema.remove("nullable");
-        if let (Value::Object(default), Some(Value::Object(fields))) = (&mut default, schema.get("properties")) {
-            let inner = fields.iter().filter_map(|(name, field)| Some((name.clone(), field.get("default")?.clone())));
+        if let (Value::Object(default), Some(Value::Object(fields))) =
+            (&mut default, schema.get("properties"))
+        {
+            let inner =
+                fields.iter().filter_map(|(name, field)| Some((name.clone(), field.get("default")?.clone())));
             default.extend(inner);
         }
         schema.insert("default".to_owned(), default);

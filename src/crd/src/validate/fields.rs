@@ -102,7 +102,7 @@ impl ShardedEtcdSpec {
         check.image(self.image.as_deref());
         check.keyspace(&self.keyspace);
         if let Some(etcd) = &self.etcd {
-            check.etcd(self, etcd);
+            check.etcd(etcd);
         }
         if let Some(meta) = &self.meta {
             check.members("spec.meta.members", meta.members);
@@ -198,21 +198,19 @@ impl Check<'_> {
         }
     }
 
-    fn etcd(&mut self, spec: &ShardedEtcdSpec, etcd: &EtcdSpec) {
+    fn etcd(&mut self, etcd: &EtcdSpec) {
         self.members("spec.etcd.members", etcd.members);
         self.storage("spec.etcd.storage", etcd.storage.as_ref());
         self.bytes("spec.etcd.quota", etcd.quota.as_ref(), QUOTA);
-        let quota = etcd.quota.as_ref().and_then(|quota| quota.bytes().ok());
         // Without volumes of its own, as under `up`, the quota is as large as somebody likes.
-        let size = etcd.storage.as_ref().and_then(|s| s.size.as_ref()).map(|_| spec.etcd_storage());
-        if let (Some(quota), Some(storage)) = (quota, size)
-            && let Ok(bytes) = storage.bytes()
-            && backend_quota_bytes(quota).saturating_add(BESIDE_DATABASE_BYTES) > bytes
+        let size = etcd.storage.as_ref().and_then(|s| s.size.as_ref());
+        if let (Some(quota), Some(size)) = (&etcd.quota, size)
+            && let (Ok(used), Ok(bytes)) = (quota.bytes(), size.bytes())
+            && backend_quota_bytes(used).saturating_add(BESIDE_DATABASE_BYTES) > bytes
         {
             let message = format!(
-                "a database of {quota} bytes does not fit a volume of {} beside the log; write less, or raise \
-                 spec.etcd.storage.size above 9/8 of the quota and 512Mi",
-                storage.size
+                "a database of {quota} does not fit a volume of {size} beside the log; write less, or raise \
+                 spec.etcd.storage.size above 9/8 of the quota and 512Mi"
             );
             self.wrong("spec.etcd.quota", message);
         }
@@ -222,8 +220,17 @@ impl Check<'_> {
         for (i, toleration) in tolerations.iter().enumerate() {
             self.toleration(&format!("spec.etcd.tolerations[{i}]"), toleration);
         }
-        let spread = etcd.topology_spread.as_ref().map_or(0, Vec::len);
-        self.at_most("spec.etcd.topologySpread", spread, SPREAD_MAX);
+        let spread = etcd.topology_spread.as_deref().unwrap_or_default();
+        self.at_most("spec.etcd.topologySpread", spread.len(), SPREAD_MAX);
+        for (i, constraint) in spread.iter().enumerate() {
+            for (name, n) in [("maxSkew", Some(constraint.max_skew)), ("minDomains", constraint.min_domains)]
+            {
+                if let Some(n) = n.filter(|n| *n < 1) {
+                    let field = format!("spec.etcd.topologySpread[{i}].{name}");
+                    self.wrong(field, format!("{n} is out of range; write at least 1"));
+                }
+            }
+        }
         if etcd.priority_class_name.as_deref().is_some_and(|name| !is_object_name(name)) {
             self.wrong(
                 "spec.etcd.priorityClassName",

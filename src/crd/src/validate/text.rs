@@ -71,3 +71,49 @@ fn scaled(number: &str, suffix: &str) -> Option<f64> {
     };
     number.parse::<f64>().ok().map(|number| number * scale)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for (name, good) in
+            [("fast", true), ("a.b-c", true), ("", false), ("A", false), ("a..b", false), ("-a", false)]
+        {
+            assert_eq!(is_object_name(name), good, "{name}");
+        }
+        for (name, good) in [
+            ("team", true),
+            ("example.com/Team_a", true),
+            ("", false),
+            ("/a", false),
+            ("a/", false),
+            ("a/b/c", false),
+        ] {
+            assert_eq!(is_qualified_name(name), good, "{name}");
+        }
+        assert!(
+            is_label_value("")
+                && is_label_value("a.b")
+                && !is_label_value("a ")
+                && !is_label_value(&"a".repeat(64))
+        );
+        assert!(
+            is_image("registry.example:5000/a/b") && !is_image("/a") && !is_image("a b") && !is_image("")
+        );
+    }
+
+    #[test]
+    fn amounts() {
+        for (text, expected) in
+            [("1", 1.0), ("1500m", 1.5), ("2Gi", 2_147_483_648.0), ("1e3", 1000.0), ("-1", -1.0)]
+        {
+            let amount = amount(text).unwrap_or(f64::NAN);
+            assert!((amount - expected).abs() < 1e-9, "{text}: {amount}");
+        }
+        for text in ["", "much", "1GB", "Gi", "1 Gi", "1e"] {
+            assert!(amount(text).is_none(), "{text}");
+        }
+    }
+}
