@@ -204,7 +204,7 @@ async fn a_retained_volume_is_told_and_not_taken() {
         // A new resource of the same name is not the old one.
         t.apply(&resource("demo", smallest(json!({"shards": 1})))).await?;
         told(t, "demo", &["data-demo-shard-0-0"]).await?;
-        t.kubectl(&["delete", "pvc", "--all", "--timeout=60s"]).await?;
+        t.kubectl(&["delete", "pvc", "data-demo-shard-0-0", "data-demo-shard-1-0", "--timeout=60s"]).await?;
         t.settled("demo", 1).await?;
         t.delete(&t.namespace, "demo", false).await
     })
@@ -221,6 +221,11 @@ async fn a_scale_in_that_does_not_fit_is_told_with_numbers() {
         let fill =
             [&fill[..], &["--dirs", "20", "--value-bytes", "8192", "--state", "/tmp/big.json"]].concat();
         toolbox.run(&fill).await?;
+        t.until_so("the operator knows of 13 MiB in two shards of 16 MiB", SETTLED_MAX, || async {
+            let bytes = t.topology("demo").await?["status"]["bytes"].as_i64().unwrap_or_default();
+            Ok((bytes > 13_500_000, bytes.to_string()))
+        })
+        .await?;
         t.ok("13 MiB are written into two shards of 16 MiB");
         t.settled("demo", 2).await?;
         t.patch("demo", json!({"shards": 1})).await?;
