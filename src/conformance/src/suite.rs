@@ -28,6 +28,8 @@ pub enum Need {
     RaftMembers,
     /// Keys at and above `FF FF FF FF`.
     HighestKeys,
+    /// The lease id 2^63 - 1.
+    HighestLeaseId,
 }
 
 type Checking = Box<dyn Fn(Ctx) -> BoxFuture<'static, Check> + Send + Sync>;

@@ -18,7 +18,7 @@ const REQUESTS_MAX: usize = 64;
 #[derive(Debug)]
 pub struct Watching {
     ctx: Ctx,
-    requests: mpsc::Sender<pb::WatchRequest>,
+    requests: Option<mpsc::Sender<pb::WatchRequest>>,
     answers: Answers,
 }
 
@@ -42,7 +42,7 @@ impl Watching {
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         let mut client = ctx.api.watch.clone();
         let opening = tokio::spawn(async move { client.watch(ReceiverStream::new(receiver)).await });
-        Self { ctx, requests, answers: Answers::Opening(opening) }
+        Self { ctx, requests: Some(requests), answers: Answers::Opening(opening) }
     }
 
     async fn message(&mut self) -> Check<Result<Option<pb::WatchResponse>, Status>> {
@@ -61,8 +61,17 @@ impl Watching {
     /// # Errors
     /// If the stream has ended.
     pub async fn send(&self, request: pb::RequestUnion) -> Check {
-        let request = pb::WatchRequest { request_union: Some(request) };
-        self.requests.send(request).await.map_err(|_| Stop("the watch stream has ended".to_owned()))
+        self.send_message(pb::WatchRequest { request_union: Some(request) }).await
+    }
+
+    async fn send_message(&self, message: pb::WatchRequest) -> Check {
+        let ended = || Stop("the watch stream has ended".to_owned());
+        self.requests.as_ref().ok_or_else(ended)?.send(message).await.map_err(|_| ended())
+    }
+
+    /// Says that no more requests follow.
+    pub fn finish(&mut self) {
+        self.requests = None;
     }
 
     /// Sends a message without a request.
@@ -70,8 +79,7 @@ impl Watching {
     /// # Errors
     /// If the stream has ended.
     pub async fn send_nothing(&self) -> Check {
-        let nothing = pb::WatchRequest { request_union: None };
-        self.requests.send(nothing).await.map_err(|_| Stop("the watch stream has ended".to_owned()))
+        self.send_message(pb::WatchRequest { request_union: None }).await
     }
 
     /// Sends a create request and returns the answer to it, with whatever it says.

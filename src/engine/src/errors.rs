@@ -16,44 +16,9 @@ pub fn future_revision() -> ShardError {
     ShardError::refused(Code::OutOfRange, ERR_FUTURE_REV)
 }
 
-/// `ErrEmptyKey`: a request without a key.
-pub fn empty_key() -> ShardError {
-    ShardError::refused(Code::InvalidArgument, "etcdserver: key is not provided")
-}
-
-/// `ErrKeyNotFound`: a put that keeps the value or the lease of a key that does not exist, or an empty operation.
+/// `ErrKeyNotFound`: a put that keeps the value or the lease of a key that does not exist.
 pub fn key_not_found() -> ShardError {
     ShardError::refused(Code::InvalidArgument, "etcdserver: key not found")
-}
-
-/// `ErrValueProvided`: a put that ignores its value and has one.
-pub fn value_provided() -> ShardError {
-    ShardError::refused(Code::InvalidArgument, "etcdserver: value is provided")
-}
-
-/// `ErrLeaseProvided`: a put that ignores its lease and has one.
-pub fn lease_provided() -> ShardError {
-    ShardError::refused(Code::InvalidArgument, "etcdserver: lease is provided")
-}
-
-/// `ErrTooManyOps`: more compares or operations than the limit, counted as etcd does over nested transactions.
-pub fn too_many_ops() -> ShardError {
-    ShardError::refused(Code::InvalidArgument, "etcdserver: too many operations in txn request")
-}
-
-/// `ErrDuplicateKey`: one transaction writes one key twice.
-pub fn duplicate_key() -> ShardError {
-    ShardError::refused(Code::InvalidArgument, "etcdserver: duplicate key given in txn request")
-}
-
-/// `ErrInvalidSortOption`: an unknown sort order or target.
-pub fn invalid_sort_option() -> ShardError {
-    ShardError::refused(Code::InvalidArgument, "etcdserver: invalid sort option")
-}
-
-/// `ErrRequestTooLarge`: the encoded request is larger than the limit.
-pub fn request_too_large() -> ShardError {
-    ShardError::refused(Code::InvalidArgument, "etcdserver: request is too large")
 }
 
 /// `ErrNoSpace`: the quota is reached or the NOSPACE alarm is up.

@@ -5,7 +5,7 @@
 //!
 //! # How it is built
 //! - [`mvcc`]: the multi-version index, pure. Persistent maps, so a reader has a snapshot and blocks nobody.
-//! - [`txn`], [`check`], [`range`], [`quota`]: requests evaluated on it, pure.
+//! - [`txn`], [`check`], [`quota`]: requests evaluated on it, pure; the rules that a proxy needs too are `core`'s.
 //! - [`lease`]: deadlines, pure; the caller brings the time.
 //! - [`wal`], [`checkpoint`], [`entry`]: what is on disk.
 //! - `committer`: the one writer thread: apply, sync, publish, answer.
@@ -30,7 +30,6 @@ mod identity;
 pub mod lease;
 pub mod mvcc;
 pub mod quota;
-pub mod range;
 pub mod serve;
 mod shard;
 mod shared;

@@ -85,6 +85,15 @@ fn granting(suite: &mut Suite) {
         c.same("value", c.value("b/1").await?, None);
         Ok(())
     });
+    suite
+        .case("lease/grant/highest-id", "the id 2^63 - 1 is an id like any other", |c| async move {
+            let answer = needed("LeaseGrant", c.try_grant(i64::MAX, 600).await)?;
+            attach(&c, answer.id, &["b/1"]).await?;
+            c.revoke(i64::MAX).await?;
+            c.same("value", c.value("b/1").await?, None);
+            Ok(())
+        })
+        .needs(Need::HighestLeaseId);
     for (name, ttl) in [("one", TTL_MAX + 1), ("largest", i64::MAX)] {
         suite.case(
             format!("lease/grant/too-long-{name}"),

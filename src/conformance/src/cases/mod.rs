@@ -10,6 +10,7 @@ mod maintenance;
 mod put;
 mod range;
 mod range_stream;
+mod recipes;
 mod texts;
 mod txn;
 mod watch;
@@ -30,6 +31,7 @@ pub fn suite() -> Suite {
     cluster::add(&mut suite);
     auth::add(&mut suite);
     limits::add(&mut suite);
+    recipes::add(&mut suite);
     compact::add(&mut suite);
     suite
 }

@@ -6,9 +6,15 @@ use sharded_etcd_etcd_api::messages as pb;
 /// not etcd's default, or a filter (etcd: server/etcdserver/txn/range.go, `rangeLimit`). A sort target without an order
 /// counts as default there: only the first `limit + 1` keys are sorted.
 pub fn needs_everything(request: &pb::RangeRequest) -> bool {
+    !is_default_order(request) || has_revision_filters(request)
+}
+
+/// Whether keys in ascending order are what is asked for, also if another target would sort them in the end (etcd:
+/// `IsDefaultOrdering`).
+pub fn is_default_order(request: &pb::RangeRequest) -> bool {
     let ascending_keys =
         request.sort_target() == pb::SortTarget::Key && request.sort_order() == pb::SortOrder::Ascend;
-    !(request.sort_order() == pb::SortOrder::None || ascending_keys) || has_filter(request)
+    request.sort_order() == pb::SortOrder::None || ascending_keys
 }
 
 /// How many keys in key order the answer needs; `None` for all.
@@ -16,7 +22,8 @@ pub fn keys_needed(request: &pb::RangeRequest) -> Option<i64> {
     (request.limit > 0 && !needs_everything(request)).then(|| request.limit.saturating_add(1))
 }
 
-fn has_filter(r: &pb::RangeRequest) -> bool {
+/// Whether the request bounds create or mod revisions (etcd: `HasRevisionFilters`).
+pub fn has_revision_filters(r: &pb::RangeRequest) -> bool {
     [r.min_mod_revision, r.max_mod_revision, r.min_create_revision, r.max_create_revision]
         .iter()
         .any(|&f| f != 0)
@@ -29,7 +36,7 @@ pub fn finish_range(request: &pb::RangeRequest, mut kvs: Vec<pb::KeyValue>) -> (
         return (Vec::new(), false);
     }
     let keep = |min: i64, max: i64, value: i64| (min == 0 || value >= min) && (max == 0 || value <= max);
-    if has_filter(request) {
+    if has_revision_filters(request) {
         kvs.retain(|kv| {
             keep(request.min_mod_revision, request.max_mod_revision, kv.mod_revision)
                 && keep(request.min_create_revision, request.max_create_revision, kv.create_revision)

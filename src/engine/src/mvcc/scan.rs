@@ -3,11 +3,12 @@
 use std::ops::Bound;
 
 use bytes::Bytes;
+use sharded_etcd_core::translate::{finish_range, keys_needed};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
 
 use super::{Store, Version, key_range::bounds};
-use crate::{errors, range};
+use crate::errors;
 
 /// A Range under way on one snapshot: large ones are walked in slices between which others have their turn.
 #[derive(Debug)]
@@ -34,7 +35,8 @@ impl RangeScan {
         if revision < store.compact_revision() {
             return Err(errors::compacted());
         }
-        let kvs_max = if request.count_only { 0 } else { range::scan_limit(&request).unwrap_or(usize::MAX) };
+        let needed = if request.count_only { Some(0) } else { keys_needed(&request) };
+        let kvs_max = needed.map_or(usize::MAX, |needed| usize::try_from(needed).unwrap_or(usize::MAX));
         Ok(Self { request, newest, revision, resume: None, kvs: Vec::new(), kvs_max, count: 0 })
     }
 
@@ -87,7 +89,7 @@ impl RangeScan {
 
     /// The answer, with the newest revision in the header and nothing else there.
     pub fn finish(self) -> pb::RangeResponse {
-        let range::Finished { kvs, more } = range::finish_range(self.kvs, &self.request);
+        let (kvs, more) = finish_range(&self.request, self.kvs);
         let header = Some(pb::ResponseHeader { revision: self.newest, ..Default::default() });
         pb::RangeResponse { header, kvs, more, count: self.count }
     }

@@ -2,12 +2,12 @@
 
 use futures::{StreamExt, stream};
 use prost::Message;
+use sharded_etcd_core::translate::{has_revision_filters, is_default_order};
 use sharded_etcd_etcd_api::{etcdserverpb::kv_server::Kv, messages as pb};
 use sharded_etcd_shard::Shard;
 use tonic::{Request, Response, Status};
 
 use super::{Service, status};
-use crate::range::{has_revision_filters, is_default_order};
 
 /// About how large one part of a streamed range is.
 const CHUNK_BYTES: usize = 1 << 20;

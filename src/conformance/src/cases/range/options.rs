@@ -145,4 +145,16 @@ while",
             Ok(())
         },
     );
+    suite.case(
+        "range/header/require-leader",
+        "requests that ask for a leader (metadata hasleader, clientv3's WithRequireLeader) are served",
+        |c| async move {
+            c.put("b/1", "x").await?;
+            let mut request = tonic::Request::new(c.all());
+            request.metadata_mut().insert("hasleader", tonic::metadata::MetadataValue::from_static("true"));
+            let answer = crate::check::needed("Range", c.api.kv.clone().range(request).await)?;
+            c.same("pairs", c.words(&answer.get_ref().kvs), "b/1=x");
+            Ok(())
+        },
+    );
 }

@@ -17,6 +17,7 @@ pub(super) fn add(suite: &mut Suite) {
     refusals(suite);
     order_of_mistakes(suite);
     cancels(suite);
+    streams(suite);
     bounds(suite);
 }
 
@@ -197,6 +198,46 @@ fn cancels(suite: &mut Suite) {
         c.same("created", watching.create(c.watch_key("b/1", 0)).await?.created, true);
         Ok(())
     });
+}
+
+fn streams(suite: &mut Suite) {
+    suite.case(
+        "watch/stream/no-more-requests",
+        "a client that says that no more requests follow goes on getting events",
+        |c| async move {
+            let mut watching = c.watch(c.watch_all(0)).await?;
+            watching.finish();
+            c.puts(&[("a/1", "x"), ("c/1", "y")]).await?;
+            c.same("events", watching.words(2).await?, "+a/1=x +c/1=y");
+            Ok(())
+        },
+    );
+    suite.case(
+        "watch/stream/empty-key",
+        "a watch without a key and range end is on the key \\0",
+        |c| async move {
+            let mut watching = c.watching();
+            watching.create(pb::WatchCreateRequest::default()).await?;
+            watching.create(c.watch_key("b/1", 0)).await?;
+            c.put("b/1", "x").await?;
+            let answer = watching.next().await?;
+            c.same("id", answer.watch_id, 1);
+            Ok(())
+        },
+    );
+    suite.case(
+        "watch/stream/dropped",
+        "a stream that its client drops leaves others as they are",
+        |c| async move {
+            let dropped = c.watch(c.watch_all(0)).await?;
+            let mut watching = c.watch(c.watch_all(0)).await?;
+            c.put("b/1", "x").await?;
+            drop(dropped);
+            c.put("b/1", "y").await?;
+            c.same("events", watching.words(2).await?, "+b/1=x +b/1=y");
+            Ok(())
+        },
+    );
 }
 
 fn bounds(suite: &mut Suite) {

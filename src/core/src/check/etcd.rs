@@ -1,49 +1,12 @@
-//! What etcd refuses before it runs a request, with its texts and codes (server/etcdserver/api/v3rpc/key.go), and
-//! what the hidden space adds to it.
+//! What etcd refuses, with its texts and codes (server/etcdserver/api/v3rpc/key.go).
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
-use bytes::Bytes;
 use sharded_etcd_etcd_api::messages as pb;
 
-use crate::keyspace::{Printable, RESERVED};
+use super::Refusal;
 
-/// Why a request is refused. All are gRPC `InvalidArgument`.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// etcd's `ErrEmptyKey`.
-    #[error("etcdserver: key is not provided")]
-    EmptyKey,
-    /// etcd's `ErrKeyNotFound`: an operation without a request.
-    #[error("etcdserver: key not found")]
-    EmptyOperation,
-    /// etcd's `ErrValueProvided`.
-    #[error("etcdserver: value is provided")]
-    ValueProvided,
-    /// etcd's `ErrLeaseProvided`.
-    #[error("etcdserver: lease is provided")]
-    LeaseProvided,
-    /// etcd's `ErrTooManyOps`.
-    #[error("etcdserver: too many operations in txn request")]
-    TooManyOps,
-    /// etcd's `ErrDuplicateKey`.
-    #[error("etcdserver: duplicate key given in txn request")]
-    DuplicateKey,
-    /// etcd's `ErrInvalidSortOption`.
-    #[error("etcdserver: invalid sort option")]
-    InvalidSortOption,
-    /// etcd's `ErrRequestTooLarge`.
-    #[error("etcdserver: request is too large")]
-    TooLarge,
-    /// A put into the hidden space.
-    #[error(
-        "key {} is reserved: keys at or above \"\\xff\\xff\\xff\\xff\" belong to the topology, choose a smaller key",
-        Printable(.0)
-    )]
-    Reserved(Bytes),
-}
-
-/// Checks a range.
+/// Refuses an empty key and unknown sort options.
 ///
 /// # Errors
 /// See [`Refusal`].
@@ -57,7 +20,7 @@ pub fn range(r: &pb::RangeRequest) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Checks a put.
+/// Refuses an empty key, and a value or lease beside the flag that ignores it.
 ///
 /// # Errors
 /// See [`Refusal`].
@@ -71,13 +34,10 @@ pub fn put(r: &pb::PutRequest) -> Result<(), Refusal> {
     if r.ignore_lease && r.lease != 0 {
         return Err(Refusal::LeaseProvided);
     }
-    if r.key.as_ref() >= RESERVED {
-        return Err(Refusal::Reserved(r.key.clone()));
-    }
     Ok(())
 }
 
-/// Checks a delete.
+/// Refuses an empty key.
 ///
 /// # Errors
 /// See [`Refusal`].
@@ -85,14 +45,15 @@ pub fn delete(r: &pb::DeleteRangeRequest) -> Result<(), Refusal> {
     if r.key.is_empty() { Err(Refusal::EmptyKey) } else { Ok(()) }
 }
 
-/// Checks a transaction of at most `ops_max` operations on each list, nested ones counted as etcd does.
+/// Refuses too many operations (more than `ops_max` on one list, nested ones counted as etcd does), what is wrong with
+/// one of them, and keys that are written twice.
 ///
 /// # Errors
 /// See [`Refusal`].
 pub fn txn(r: &pb::TxnRequest, ops_max: usize) -> Result<(), Refusal> {
     operations(r, ops_max)?;
-    overlaps(&r.success)?;
-    overlaps(&r.failure)?;
+    intervals(&r.success)?;
+    intervals(&r.failure)?;
     Ok(())
 }
 
@@ -107,6 +68,7 @@ fn operations(r: &pb::TxnRequest, ops_max: usize) -> Result<(), Refusal> {
             Some(pb::Request::RequestRange(r)) => range(r)?,
             Some(pb::Request::RequestPut(r)) => put(r)?,
             Some(pb::Request::RequestDeleteRange(r)) => delete(r)?,
+            // What is left of the limit goes down a level: depth counts too.
             Some(pb::Request::RequestTxn(r)) => operations(r, left)?,
             None => return Err(Refusal::EmptyOperation),
         }
@@ -114,56 +76,98 @@ fn operations(r: &pb::TxnRequest, ops_max: usize) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Keys put and intervals deleted by a list of operations.
+/// The deletes of a branch: a union of half-open intervals, kept disjoint.
+///
+/// An interval whose end is not behind its start never matches. That is how etcd's interval tree treats the range
+/// end "\0" (everything from the key on), which therefore never collides with a put; see `checkIntervals`.
 #[derive(Default)]
-struct Writes {
-    puts: HashSet<Bytes>,
-    deletes: Vec<(Bytes, Bytes)>,
+struct Deletes {
+    by_start: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-impl Writes {
-    fn deleted(&self, key: &Bytes) -> bool {
-        self.deletes.iter().any(|(start, end)| {
-            if end.is_empty() { start == key } else { start <= key && (end.as_ref() == [0] || key < end) }
-        })
+impl Deletes {
+    fn insert(&mut self, start: &[u8], end: &[u8]) {
+        if end <= start {
+            return;
+        }
+        let (mut start, mut end) = (start.to_vec(), end.to_vec());
+        if let Some((left, left_end)) = self.by_start.range(..=start.clone()).next_back()
+            && *left_end >= start
+        {
+            end = end.max(left_end.clone());
+            start = left.clone();
+        }
+        let swallowed: Vec<Vec<u8>> =
+            self.by_start.range(start.clone()..=end.clone()).map(|(key, _)| key.clone()).collect();
+        for key in swallowed {
+            if let Some(other) = self.by_start.remove(&key) {
+                end = end.max(other);
+            }
+        }
+        self.by_start.insert(start, end);
     }
-}
 
-/// No key may be put twice, or put and deleted, by operations that can run together (etcd: `checkIntervals`).
-fn overlaps(ops: &[pb::RequestOp]) -> Result<Writes, Refusal> {
-    let mut all = Writes::default();
-    for op in ops {
-        if let Some(pb::Request::RequestDeleteRange(d)) = &op.request {
-            all.deletes.push((d.key.clone(), d.range_end.clone()));
+    fn insert_request(&mut self, request: &pb::DeleteRangeRequest) {
+        if request.range_end.is_empty() {
+            self.insert(&request.key, &[request.key.as_ref(), &[0]].concat());
+        } else {
+            self.insert(&request.key, &request.range_end);
         }
     }
+
+    fn merge(&mut self, other: Deletes) {
+        for (start, end) in other.by_start {
+            self.insert(&start, &end);
+        }
+    }
+
+    fn contains(&self, key: &[u8]) -> bool {
+        self.by_start
+            .range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key)))
+            .next_back()
+            .is_some_and(|(_, end)| key < end.as_slice())
+    }
+}
+
+/// The puts and deletes of one branch with all that is nested in it, or `ErrDuplicateKey` where they overlap.
+///
+/// As in etcd, a delete in one nested transaction and a put of the same key in an earlier one pass.
+fn intervals(ops: &[pb::RequestOp]) -> Result<(HashSet<&[u8]>, Deletes), Refusal> {
+    let mut deletes = Deletes::default();
     for op in ops {
-        let Some(pb::Request::RequestTxn(inner)) = &op.request else { continue };
-        let then = overlaps(&inner.success)?;
-        let otherwise = overlaps(&inner.failure)?;
-        for key in &then.puts {
-            if all.puts.contains(key) || all.deleted(key) {
+        if let Some(pb::Request::RequestDeleteRange(request)) = &op.request {
+            deletes.insert_request(request);
+        }
+    }
+    let mut puts: HashSet<&[u8]> = HashSet::new();
+    for op in ops {
+        let Some(pb::Request::RequestTxn(request)) = &op.request else { continue };
+        let (puts_then, deletes_then) = intervals(&request.success)?;
+        let (puts_else, deletes_else) = intervals(&request.failure)?;
+        for key in &puts_then {
+            if puts.contains(key) || deletes.contains(key) {
                 return Err(Refusal::DuplicateKey);
             }
         }
-        for key in &otherwise.puts {
-            // The branches exclude each other, so the same key in both is fine.
-            if (all.puts.contains(key) && !then.puts.contains(key)) || all.deleted(key) {
+        for key in &puts_else {
+            // A key in both branches is fine: only one of them runs. It was not in `puts` before, checked above.
+            let elsewhere = puts.contains(key) && !puts_then.contains(key);
+            if elsewhere || deletes.contains(key) {
                 return Err(Refusal::DuplicateKey);
             }
         }
-        all.puts.extend(then.puts);
-        all.puts.extend(otherwise.puts);
-        all.deletes.extend(then.deletes);
-        all.deletes.extend(otherwise.deletes);
+        puts.extend(puts_then);
+        puts.extend(puts_else);
+        deletes.merge(deletes_then);
+        deletes.merge(deletes_else);
     }
     for op in ops {
-        let Some(pb::Request::RequestPut(p)) = &op.request else { continue };
-        if all.deleted(&p.key) || !all.puts.insert(p.key.clone()) {
+        let Some(pb::Request::RequestPut(request)) = &op.request else { continue };
+        if deletes.contains(&request.key) || !puts.insert(&request.key) {
             return Err(Refusal::DuplicateKey);
         }
     }
-    Ok(all)
+    Ok((puts, deletes))
 }
 
 #[cfg(test)]
@@ -199,7 +203,13 @@ mod tests {
         assert_eq!(check(vec![op(pb::Request::RequestTxn(branches.clone()))]), Ok(()));
         let nested = op(pb::Request::RequestTxn(branches));
         assert_eq!(check(vec![nested.clone(), put_op("a")]), Err(Refusal::DuplicateKey));
-        assert_eq!(check(vec![nested, delete_op("\0", "\0")]), Err(Refusal::DuplicateKey));
+        assert_eq!(check(vec![nested, delete_op("a", "b")]), Err(Refusal::DuplicateKey));
+        // Everything from a key on: an interval that ends before it begins, for etcd's check.
+        assert_eq!(check(vec![put_op("b"), delete_op("a", "\0")]), Ok(()));
+        let deletes = vec![delete_op("a", "c"), delete_op("b", "e"), delete_op("g", "h"), put_op("f")];
+        assert_eq!(check(deletes.clone()), Ok(()));
+        let more = [deletes, vec![put_op("d")]].concat();
+        assert_eq!(check(more), Err(Refusal::DuplicateKey));
     }
 
     #[test]
@@ -216,8 +226,6 @@ mod tests {
     #[test]
     fn keys_and_options() {
         assert_eq!(put(&pb::PutRequest::default()), Err(Refusal::EmptyKey));
-        let reserved = pb::PutRequest { key: Bytes::from_static(b"\xff\xff\xff\xff"), ..Default::default() };
-        assert!(put(&reserved).unwrap_err().to_string().contains("reserved"));
         let sort = pb::RangeRequest { key: "a".into(), sort_order: 9, ..Default::default() };
         assert_eq!(range(&sort), Err(Refusal::InvalidSortOption));
         let both = pb::PutRequest { key: "a".into(), ignore_lease: true, lease: 4, ..Default::default() };
