@@ -2,15 +2,16 @@
 //! The API server checks the same with [`crate::rules`].
 
 mod fields;
+mod members;
+mod proxy;
 mod text;
 
 use sharded_etcd_core::topology::{Draft, DraftPin, FieldError, RebalanceMode, Topology, validate};
 
 use crate::{RebalanceModeSpec, ShardedEtcd, units::Quantity};
 
-pub(crate) use fields::{
-    LABEL_PREFIXES_OWNED, LABELS_OWNED, OWNED_FLAGS, PINS_MAX, PREFIX_CHARS_MAX, PRESPLIT_MAX, SPLITTABLE_MAX,
-};
+pub(crate) use fields::{PINS_MAX, PREFIX_CHARS_MAX, PRESPLIT_MAX, SPLITTABLE_MAX};
+pub(crate) use members::{LABEL_PREFIXES_OWNED, LABELS_OWNED, OWNED_FLAGS};
 
 impl ShardedEtcd {
     /// The topology that this resource asks for.

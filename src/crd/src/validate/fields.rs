@@ -2,16 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{
-    api::core::v1::{ResourceRequirements, Toleration},
-    apimachinery::pkg::util::intstr::IntOrString,
-};
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use sharded_etcd_core::topology::FieldError;
 
-use super::text::{amount, is_image, is_label_value, is_object_name, is_qualified_name};
+use super::text::{amount, is_image, is_object_name};
 use crate::{
-    EtcdSpec, KeyspaceSpec, ProxySpec, ShardedEtcdSpec, StorageSpec,
-    defaults::{BESIDE_DATABASE_BYTES, PROXY_REPLICAS, backend_quota_bytes},
+    KeyspaceSpec, ShardedEtcdSpec, StorageSpec,
     units::{Quantity, TimeSpan},
 };
 
@@ -26,69 +22,10 @@ pub(crate) const PREFIX_CHARS_MAX: usize = 256;
 /// Most characters of all prefixes and boundaries: proxies get them in a ConfigMap, which holds 1 MiB.
 const KEYSPACE_CHARS_MAX: usize = 131_072;
 /// Most entries of a map of texts (labels, flags, annotations).
-const ENTRIES_MAX: usize = 32;
-/// Most tolerations.
-const TOLERATIONS_MAX: usize = 32;
-/// Most topology spread constraints.
-const SPREAD_MAX: usize = 16;
-
-/// Labels that the operator or Kubernetes sets on pods itself begin with one of these.
-pub(crate) const LABEL_PREFIXES_OWNED: &[&str] = &[
-    "shardedetcd.io/",
-    "app.kubernetes.io/",
-    "apps.kubernetes.io/",
-    "statefulset.kubernetes.io/",
-    "batch.kubernetes.io/",
-];
-/// Labels that Kubernetes sets on pods itself.
-pub(crate) const LABELS_OWNED: &[&str] = &["controller-revision-hash", "pod-template-hash"];
-
-/// Flags of etcd that the topology sets itself, that would part members from it, or that lose acknowledged writes.
-pub(crate) const OWNED_FLAGS: &[&str] = &[
-    "name",
-    "data-dir",
-    "wal-dir",
-    "config-file",
-    "initial-cluster",
-    "initial-cluster-state",
-    "initial-cluster-token",
-    "initial-advertise-peer-urls",
-    "listen-client-urls",
-    "listen-client-http-urls",
-    "listen-peer-urls",
-    "listen-metrics-urls",
-    "advertise-client-urls",
-    "auto-compaction-mode",
-    "auto-compaction-retention",
-    "quota-backend-bytes",
-    "max-txn-ops",
-    "max-request-bytes",
-    "max-wals",
-    "discovery",
-    "discovery-srv",
-    "discovery-endpoints",
-    "discovery-token",
-    "force-new-cluster",
-    "unsafe-no-fsync",
-    "auth-token",
-    "cert-file",
-    "key-file",
-    "client-cert-auth",
-    "trusted-ca-file",
-    "auto-tls",
-    "peer-cert-file",
-    "peer-key-file",
-    "peer-client-cert-auth",
-    "peer-trusted-ca-file",
-    "peer-auto-tls",
-    "version",
-    "help",
-];
+pub(super) const ENTRIES_MAX: usize = 32;
 
 /// Bounds of a volume in bytes, as written.
 const STORAGE: (&str, &str) = ("1Gi", "64Ti");
-/// Bounds of the quota in bytes, as written; core says what is too little.
-const QUOTA: (&str, &str) = ("0", "64Gi");
 /// Bounds of the copying of moves in bytes a second, as written; core says what is too little.
 const BYTES_PER_SECOND: (&str, &str) = ("0", "64Gi");
 /// Longest retention of history in hours.
@@ -125,12 +62,13 @@ impl ShardedEtcdSpec {
     }
 }
 
-struct Check<'a> {
+/// Gathers the problems.
+pub(super) struct Check<'a> {
     errors: &'a mut Vec<FieldError>,
 }
 
 impl Check<'_> {
-    fn wrong(&mut self, field: impl Into<String>, message: impl Into<String>) {
+    pub(super) fn wrong(&mut self, field: impl Into<String>, message: impl Into<String>) {
         self.errors.push(FieldError::new(field, message));
     }
 
@@ -198,147 +136,7 @@ impl Check<'_> {
         }
     }
 
-    fn etcd(&mut self, etcd: &EtcdSpec) {
-        self.members("spec.etcd.members", etcd.members);
-        self.storage("spec.etcd.storage", etcd.storage.as_ref());
-        self.bytes("spec.etcd.quota", etcd.quota.as_ref(), QUOTA);
-        // Without volumes of its own, as under `up`, the quota is as large as somebody likes.
-        let size = etcd.storage.as_ref().and_then(|s| s.size.as_ref());
-        if let (Some(quota), Some(size)) = (&etcd.quota, size)
-            && let (Ok(used), Ok(bytes)) = (quota.bytes(), size.bytes())
-            && backend_quota_bytes(used).saturating_add(BESIDE_DATABASE_BYTES) > bytes
-        {
-            let message = format!(
-                "a database of {quota} does not fit a volume of {size} beside the log; write less, or raise \
-                 spec.etcd.storage.size above 9/8 of the quota and 512Mi"
-            );
-            self.wrong("spec.etcd.quota", message);
-        }
-        self.resources("spec.etcd.resources", etcd.resources.as_ref());
-        let tolerations = etcd.tolerations.as_deref().unwrap_or_default();
-        self.at_most("spec.etcd.tolerations", tolerations.len(), TOLERATIONS_MAX);
-        for (i, toleration) in tolerations.iter().enumerate() {
-            self.toleration(&format!("spec.etcd.tolerations[{i}]"), toleration);
-        }
-        let spread = etcd.topology_spread.as_deref().unwrap_or_default();
-        self.at_most("spec.etcd.topologySpread", spread.len(), SPREAD_MAX);
-        for (i, constraint) in spread.iter().enumerate() {
-            for (name, n) in [("maxSkew", Some(constraint.max_skew)), ("minDomains", constraint.min_domains)]
-            {
-                if let Some(n) = n.filter(|n| *n < 1) {
-                    let field = format!("spec.etcd.topologySpread[{i}].{name}");
-                    self.wrong(field, format!("{n} is out of range; write at least 1"));
-                }
-            }
-        }
-        if etcd.priority_class_name.as_deref().is_some_and(|name| !is_object_name(name)) {
-            self.wrong(
-                "spec.etcd.priorityClassName",
-                "no name of a priority class; write one that `kubectl get priorityclass` shows",
-            );
-        }
-        self.labels(etcd.labels.as_ref());
-        self.extra_args(etcd.extra_args.as_ref());
-    }
-
-    fn toleration(&mut self, field: &str, toleration: &Toleration) {
-        let exists = toleration.operator.as_deref() == Some("Exists");
-        let empty = |text: Option<&str>| text.is_none_or(str::is_empty);
-        if exists && !empty(toleration.value.as_deref()) {
-            let message = "operator Exists goes with no value; remove value, or write operator: Equal";
-            self.wrong(field, message);
-        }
-        if !exists && empty(toleration.key.as_deref()) {
-            let message = "a toleration without key is for all taints; write key, or operator: Exists";
-            self.wrong(field, message);
-        }
-    }
-
-    fn labels(&mut self, labels: Option<&BTreeMap<String, String>>) {
-        self.at_most("spec.etcd.labels", labels.map_or(0, BTreeMap::len), ENTRIES_MAX);
-        for (name, value) in labels.into_iter().flatten() {
-            let field = format!("spec.etcd.labels.{name}");
-            if LABEL_PREFIXES_OWNED.iter().any(|owned| name.starts_with(owned))
-                || LABELS_OWNED.contains(&name.as_str())
-            {
-                self.wrong(field, "a label that the operator or Kubernetes sets itself; remove it");
-            } else if !is_qualified_name(name) {
-                self.wrong(field, "no name of a label; write one such as team or example.com/team");
-            } else if !is_label_value(value) {
-                let message = "no value of a label; use at most 63 letters, digits, '-', '_' and '.', a letter or digit \
-                               first and last";
-                self.wrong(field, message);
-            }
-        }
-    }
-
-    fn extra_args(&mut self, args: Option<&BTreeMap<String, String>>) {
-        self.at_most("spec.etcd.extraArgs", args.map_or(0, BTreeMap::len), ENTRIES_MAX);
-        for (flag, value) in args.into_iter().flatten() {
-            let field = format!("spec.etcd.extraArgs.{flag}");
-            let known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-            if flag.starts_with('-') {
-                let message = format!("starts with a dash; write {}", flag.trim_start_matches('-'));
-                self.wrong(field, message);
-            } else if !flag.starts_with(|c: char| c.is_ascii_lowercase()) || !flag.chars().all(known) {
-                self.wrong(field, "no flag of etcd; write one such as heartbeat-interval");
-            } else if OWNED_FLAGS.contains(&flag.as_str()) {
-                let message = "the topology sets this flag itself, or cannot work with it; remove it";
-                self.wrong(field, message);
-            } else if value.chars().any(|c| c < ' ') || value.chars().count() > 1024 {
-                self.wrong(field, "use at most 1024 characters, no line break among them");
-            }
-        }
-    }
-
-    fn proxy(&mut self, proxy: &ProxySpec) {
-        self.replicas("spec.proxy.replicas", proxy.replicas, 100);
-        self.resources("spec.proxy.resources", proxy.resources.as_ref());
-        let annotations = proxy.service.as_ref().and_then(|s| s.annotations.as_ref());
-        let field = "spec.proxy.service.annotations";
-        self.at_most(field, annotations.map_or(0, BTreeMap::len), ENTRIES_MAX);
-        for (name, value) in annotations.into_iter().flatten() {
-            let field = format!("{field}.{name}");
-            if !is_qualified_name(name) {
-                self.wrong(field, "no name of an annotation; write one such as example.com/key");
-            } else if name.starts_with("shardedetcd.io/") {
-                let message = "annotations with shardedetcd.io/ in front are the operator's own; remove it";
-                self.wrong(field, message);
-            } else if value.chars().count() > 4096 {
-                self.wrong(field, "too long; use at most 4096 characters");
-            }
-        }
-        let Some(disruption) = &proxy.disruption else { return };
-        let field = "spec.proxy.disruption";
-        let (max, min) = (&disruption.max_unavailable, &disruption.min_available);
-        if max.is_some() == min.is_some() {
-            self.wrong(field, "write exactly one of maxUnavailable and minAvailable");
-        }
-        let within = |n: &IntOrString, from: i32, to: (i32, i32)| match n {
-            IntOrString::Int(n) => (from..=to.0).contains(n),
-            IntOrString::String(text) => {
-                let plain = |n: &&str| !n.starts_with('0') || *n == "0";
-                let digits = |n: &&str| n.bytes().all(|b| b.is_ascii_digit());
-                let percent = text.strip_suffix('%').filter(plain).filter(digits);
-                percent.and_then(|n| n.parse().ok()).is_some_and(|n: i32| (from..=to.1).contains(&n))
-            }
-        };
-        if max.as_ref().is_some_and(|n| !within(n, 1, (100, 100))) {
-            let message = "write a number from 1 to 100, or a share from 1% to 100%, as with less no node could be drained";
-            self.wrong(format!("{field}.maxUnavailable"), message);
-        }
-        if min.as_ref().is_some_and(|n| !within(n, 0, (99, 99))) {
-            let message = "write a number from 0 to 99, or a share from 0% to 99%, as with more no node could be drained";
-            self.wrong(format!("{field}.minAvailable"), message);
-        } else if let Some(IntOrString::Int(n)) = min
-            && i64::from(*n) >= proxy.replicas.unwrap_or(PROXY_REPLICAS.into())
-        {
-            let message = "no node with a proxy could be drained; write less than spec.proxy.replicas";
-            self.wrong(format!("{field}.minAvailable"), message);
-        }
-    }
-
-    fn members(&mut self, field: &str, members: Option<i64>) {
+    pub(super) fn members(&mut self, field: &str, members: Option<i64>) {
         let Some(n) = members.filter(|n| ![1, 3, 5].contains(n)) else { return };
         let message = if (2..=4).contains(&n) {
             format!("{n} members survive no more failures than {} do; write 1, 3 or 5", n - 1)
@@ -348,13 +146,13 @@ impl Check<'_> {
         self.wrong(field, message);
     }
 
-    fn replicas(&mut self, field: &str, replicas: Option<i64>, max: i64) {
+    pub(super) fn replicas(&mut self, field: &str, replicas: Option<i64>, max: i64) {
         if let Some(n) = replicas.filter(|n| !(1..=max).contains(n)) {
             self.wrong(field, format!("{n} is out of range; write 1 to {max}"));
         }
     }
 
-    fn storage(&mut self, field: &str, storage: Option<&StorageSpec>) {
+    pub(super) fn storage(&mut self, field: &str, storage: Option<&StorageSpec>) {
         let Some(storage) = storage else { return };
         self.bytes(&format!("{field}.size"), storage.size.as_ref(), STORAGE);
         if storage.class_name.as_deref().is_some_and(|name| !is_object_name(name)) {
@@ -365,7 +163,7 @@ impl Check<'_> {
     }
 
     /// A number of bytes between two others.
-    fn bytes(&mut self, field: &str, quantity: Option<&Quantity>, (min, max): (&str, &str)) {
+    pub(super) fn bytes(&mut self, field: &str, quantity: Option<&Quantity>, (min, max): (&str, &str)) {
         let of = |text: &str| Quantity(text.to_owned()).bytes().unwrap_or_default();
         match quantity.map(Quantity::bytes) {
             None => {}
@@ -380,7 +178,7 @@ impl Check<'_> {
         }
     }
 
-    fn resources(&mut self, field: &str, resources: Option<&ResourceRequirements>) {
+    pub(super) fn resources(&mut self, field: &str, resources: Option<&ResourceRequirements>) {
         let Some(resources) = resources else { return };
         for (which, amounts) in [("requests", &resources.requests), ("limits", &resources.limits)] {
             self.at_most(&format!("{field}.{which}"), amounts.as_ref().map_or(0, BTreeMap::len), 16);
@@ -421,7 +219,7 @@ impl Check<'_> {
         }
     }
 
-    fn at_most(&mut self, field: &str, entries: usize, max: usize) {
+    pub(super) fn at_most(&mut self, field: &str, entries: usize, max: usize) {
         if entries > max {
             self.wrong(field, format!("{entries} entries; use at most {max}"));
         }
