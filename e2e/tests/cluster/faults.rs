@@ -13,7 +13,7 @@ const NODE_LOST_MAX: Duration = Duration::from_secs(120);
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_away_comes_back_and_nothing_is_lost() {
     test("faults", Sharing::Alone, async |t| {
-        t.apply(&resource("demo", json!({"shards": 2, "compaction": {"retention": "5s"}}))).await?;
+        t.apply(&resource("demo", json!({"shards": 2}))).await?;
         t.settled("demo", 2).await?;
         let toolbox = toolbox(t).await?;
         toolbox.seed("demo").await?;
