@@ -5,3 +5,7 @@ mod support;
 
 mod converge;
 mod fake;
+mod fields;
+mod scenario;
+mod stops;
+mod trouble;

@@ -412,7 +412,8 @@ pub fn check_fields(kind: &Kind, object: &Value) -> Result<(), Refusal> {
         "Lease" => decoded::<api::coordination::v1::Lease>(object),
         "Event" if kind.group.is_empty() => decoded::<api::core::v1::Event>(object),
         "Event" => decoded::<api::events::v1::Event>(object),
-        "ShardedEtcd" => decoded::<ShardedEtcd>(object),
+        // Applied alone, a status is half a resource.
+        "ShardedEtcd" if object.get("spec").is_some() => decoded::<ShardedEtcd>(object),
         _ => return Ok(()),
     };
     let typed = typed.map_err(|why| Refusal::new(400, "BadRequest", format!("{}: {why}", kind.kind)))?;

@@ -9,6 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sharded_etcd_crd::routing::Routing;
 use sharded_etcd_operator::{
@@ -23,14 +24,14 @@ const RANGES: u32 = 12;
 /// Steps from a change of the routing's ConfigMap until its readers see it.
 const MOUNT_STEPS: u32 = 2;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     Serving,
     Draining,
 }
 
 /// A shard of the line.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
     pub incarnation: u32,
     pub phase: Phase,
@@ -39,7 +40,7 @@ pub struct Shard {
 }
 
 /// What meta of one resource holds.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Topology {
     pub started: bool,
     pub generation: i64,

@@ -51,17 +51,16 @@ pub fn normalise(store: &Store, managers: &Managers, namespace: &str) -> Value {
             continue;
         }
         let mut object = (**object).clone();
-        let current = object["status"]["observedGeneration"] == object["metadata"]["generation"];
-        if !object["status"]["observedGeneration"].is_null() {
-            object["status"]["observedGeneration"] = json!(if current { "current" } else { "old" });
-        }
+        let generation = object["metadata"]["generation"].clone();
         object["metadata"].as_object_mut().expect("metadata").remove("generation");
-        clean(&mut object);
+        clean(&mut object, &generation);
         let mut name = format!("{} {}", kind.kind, key.name);
         let mut text = object.to_string();
         for (from, to) in &names {
-            text = text.replace(from, to);
-            name = name.replace(from, to);
+            if text.contains(from) {
+                text = text.replace(from, to);
+                name = name.replace(from, to);
+            }
         }
         all.insert(name, serde_json::from_str(&text).expect("still JSON"));
     }
@@ -74,16 +73,26 @@ pub fn normalise(store: &Store, managers: &Managers, namespace: &str) -> Value {
     Value::Object(all)
 }
 
-fn clean(value: &mut Value) {
+fn clean(value: &mut Value, generation: &Value) {
     match value {
         Value::Object(map) => {
             map.retain(|name, _| !DROPPED.contains(&name.as_str()));
-            if let Some(hash) = map.get_mut("shardedetcd.io/routing") {
-                *hash = json!("<hash>");
+            for annotation in ["shardedetcd.io/routing", "shardedetcd.io/applied"] {
+                if let Some(hash) = map.get_mut(annotation) {
+                    *hash = json!("<hash>");
+                }
             }
-            map.values_mut().for_each(clean);
+            if let Some(observed) = map.get_mut("observedGeneration") {
+                *observed = json!(if observed == generation { "current" } else { "old" });
+            }
+            if let Some(routing) = map.get_mut("routing.json") {
+                let parsed: Value = serde_json::from_str(routing.as_str().expect("text")).expect("JSON");
+                *routing = parsed;
+                routing["resource"]["metadata"]["generation"] = Value::Null;
+            }
+            map.values_mut().for_each(|value| clean(value, generation));
         }
-        Value::Array(items) => items.iter_mut().for_each(clean),
+        Value::Array(items) => items.iter_mut().for_each(|value| clean(value, generation)),
         _ => {}
     }
 }

@@ -77,8 +77,11 @@ pub struct Manager {
 #[derive(Debug, Clone)]
 struct Entry {
     object: Object,
-    owned: BTreeMap<Manager, BTreeSet<Path>>,
+    owned: Arc<Owned>,
 }
+
+/// Fields by who set them.
+type Owned = BTreeMap<Manager, BTreeSet<Path>>;
 
 /// One change, as watches see it.
 #[derive(Debug, Clone)]
@@ -155,6 +158,25 @@ impl Store {
     pub fn compact(&mut self) {
         self.compacted = self.rv;
         self.history.clear();
+    }
+
+    /// Copies what is in a namespace to another one, as a resource that was made there; `uids` goes into the uids.
+    pub fn copy_namespace(&mut self, from: &str, to: &str, uids: u32) {
+        for (key, object) in self.in_namespace(from) {
+            let text = object.to_string().replace(from, to);
+            let text = text.replace("-4000-8000-", &format!("-4000-8{uids:03x}-"));
+            self.load(key.kind(), to, serde_json::from_str(&text).expect("still JSON"));
+        }
+    }
+
+    /// Puts in an object as it is, with its uid.
+    pub fn load(&mut self, kind: &'static Kind, namespace: &str, mut object: Value) {
+        self.rv += 1;
+        self.compacted = self.rv;
+        object["metadata"]["resourceVersion"] = json!(self.rv.to_string());
+        let name = object["metadata"]["name"].as_str().expect("a name").to_owned();
+        let entry = Entry { object: Arc::new(object), owned: Arc::default() };
+        self.entries.insert(Key::new(kind, namespace, &name), entry);
     }
 
     /// The first change after a revision.
@@ -258,7 +280,10 @@ impl Store {
             }
         }
         let new = restrict(kind, &old, object, write.manager.sub);
-        let mut owned = entry.owned.clone();
+        if new == *old {
+            return Ok(old);
+        }
+        let mut owned = (*entry.owned).clone();
         if !write.manager.apply {
             let (before, after) = (fields::leaves(&old), fields::leaves(&new));
             let changed: BTreeSet<Path> =
@@ -333,7 +358,7 @@ impl Store {
             return self.commit(key, applied, owned, write);
         };
         let live = entry.object.clone();
-        let mut owned = entry.owned.clone();
+        let mut owned = (*entry.owned).clone();
         for (manager, theirs) in owned.iter_mut().filter(|(m, _)| **m != write.manager) {
             let conflicts: Vec<Path> = theirs
                 .intersection(&set)
@@ -405,7 +430,7 @@ impl Store {
             new["metadata"]["deletionTimestamp"] = json!(now());
             new["metadata"]["deletionGracePeriodSeconds"] = json!(if grace { 30 } else { 0 });
         }
-        let owned = entry.owned.clone();
+        let owned = (*entry.owned).clone();
         self.commit(key, new, owned, &Write::by("apiserver"))
     }
 
@@ -423,13 +448,7 @@ impl Store {
         self.history.push(Change { rv: self.rv, at: Instant::now(), key, old, new, deleted });
     }
 
-    fn commit(
-        &mut self,
-        key: Key,
-        mut new: Value,
-        mut owned: BTreeMap<Manager, BTreeSet<Path>>,
-        write: &Write,
-    ) -> Answer {
+    fn commit(&mut self, key: Key, mut new: Value, mut owned: Owned, write: &Write) -> Answer {
         let kind = key.kind();
         let old = self.entries.get(&key).map(|e| e.object.clone());
         new["apiVersion"] = json!(kind.api_version());
@@ -477,7 +496,7 @@ impl Store {
             new["metadata"]["generation"] = json!(generation + 1);
         }
         owned.retain(|_, set| !set.is_empty());
-        let same_owners = self.entries.get(&key).is_some_and(|e| e.owned == owned);
+        let same_owners = self.entries.get(&key).is_some_and(|e| *e.owned == owned);
         if let Some(old) = &old {
             if **old == new && same_owners {
                 return Ok(old.clone());
@@ -488,7 +507,7 @@ impl Store {
         if let Some(old) = &old
             && **old == new
         {
-            self.entries.get_mut(&key).expect("it is there").owned = owned;
+            self.entries.get_mut(&key).expect("it is there").owned = Arc::new(owned);
             return Ok(old.clone());
         }
         if write.dry {
@@ -511,7 +530,7 @@ impl Store {
         self.rv += 1;
         new["metadata"]["resourceVersion"] = json!(self.rv.to_string());
         let new = Arc::new(new);
-        self.entries.insert(key.clone(), Entry { object: new.clone(), owned });
+        self.entries.insert(key.clone(), Entry { object: new.clone(), owned: Arc::new(owned) });
         self.record(key, old, new.clone(), false);
         Ok(new)
     }
@@ -540,14 +559,15 @@ fn restrict(kind: &Kind, old: &Value, mut sent: Value, sub: Option<&str>) -> Val
     }
 }
 
-fn managed(owned: &BTreeMap<Manager, BTreeSet<Path>>, kind: &Kind) -> Value {
-    let entries = owned.iter().map(|(manager, set)| {
+/// The fields themselves are left out: nobody here reads them, and they are long.
+fn managed(owned: &Owned, kind: &Kind) -> Value {
+    let entries = owned.keys().map(|manager| {
         let mut entry = json!({
             "manager": manager.name,
             "operation": if manager.apply { "Apply" } else { "Update" },
             "apiVersion": kind.api_version(),
             "fieldsType": "FieldsV1",
-            "fieldsV1": tree(set),
+            "fieldsV1": {},
         });
         if let Some(sub) = manager.sub {
             entry["subresource"] = json!(sub);
@@ -555,26 +575,6 @@ fn managed(owned: &BTreeMap<Manager, BTreeSet<Path>>, kind: &Kind) -> Value {
         entry
     });
     Value::Array(entries.collect())
-}
-
-/// Paths in the notation of FieldsV1.
-fn tree(set: &BTreeSet<Path>) -> Value {
-    let mut root = json!({});
-    for path in set {
-        let mut node = &mut root;
-        for step in path {
-            let name = match step {
-                fields::Step::Field(name) => format!("f:{name}"),
-                fields::Step::Item(key) if key.starts_with('{') => format!("k:{key}"),
-                fields::Step::Item(value) => format!("v:{value}"),
-            };
-            node = node.as_object_mut().expect("objects only").entry(name).or_insert_with(|| json!({}));
-        }
-        if matches!(path.last(), Some(fields::Step::Item(key)) if key.starts_with('{')) {
-            node["."] = json!({});
-        }
-    }
-    root
 }
 
 /// The time, which goes on while the tests' clock does.

@@ -239,6 +239,7 @@ impl Watcher {
     }
 }
 
+/// The type comes first, as the real server has it: a reader need not keep the object before it knows what it is.
 fn line(what: &str, object: &Value) -> Bytes {
-    Bytes::from(format!("{}\n", json!({"type": what, "object": object})))
+    Bytes::from(format!("{{\"type\":\"{what}\",\"object\":{object}}}\n"))
 }

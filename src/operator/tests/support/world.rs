@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sharded_etcd_operator::{
     Operator,
@@ -55,9 +56,9 @@ impl Running {
 /// A cluster as it was.
 #[derive(Clone)]
 pub struct Snapshot {
-    store: Store,
-    machines: Machines,
-    managers: Managers,
+    pub store: Store,
+    pub machines: Machines,
+    pub managers: Managers,
 }
 
 pub struct World {
@@ -68,6 +69,8 @@ pub struct World {
     stepped: u64,
     busy: BTreeSet<String>,
     pub violations: BTreeSet<String>,
+    /// Of the operators that were started, the newest.
+    newest: Mutex<Option<Link>>,
 }
 
 impl Default for World {
@@ -97,11 +100,12 @@ impl From<Snapshot> for World {
         Self {
             server: Server::new(snapshot.store),
             machines: snapshot.machines,
-            managers: SharedManagers(Arc::new(parking_lot::Mutex::new(snapshot.managers))),
+            managers: SharedManagers(Arc::new(Mutex::new(snapshot.managers))),
             examined: revision,
             stepped: 0,
             busy: BTreeSet::new(),
             violations: BTreeSet::new(),
+            newest: Mutex::new(None),
         }
     }
 }
@@ -130,6 +134,7 @@ impl World {
 
     fn start_with(&self, watching: Watching, with: impl FnOnce(Operator) -> Operator) -> Running {
         let link = Link::new(self.server.clone(), watching);
+        *self.newest.lock() = Some(link.clone());
         let settings = Settings::new("registry.example/sharded-etcd:1", None);
         let operator = with(Operator::new(link.client(), settings, Arc::new(self.managers.clone())));
         let shutdown = CancellationToken::new();
@@ -235,7 +240,7 @@ impl World {
                 return true;
             }
         }
-        panic!("it does not come to rest: {}; last calls: {:#?}", self.story(), last_calls(running));
+        panic!("it does not come to rest: {}", self.story());
     }
 
     /// Revision of the newest change of anything but leases and events.
@@ -279,8 +284,16 @@ impl World {
                 )
             })
             .collect();
+        let calls = self.newest.lock().as_ref().map(Link::calls).unwrap_or_default();
+        let last: Vec<String> = calls
+            .iter()
+            .filter(|c| c.mutates() || c.code >= 300)
+            .rev()
+            .take(20)
+            .map(Call::to_string)
+            .collect();
         format!(
-            "{resources:#?} {pods:?} refused by the guard: {:?}; {:?}",
+            "{resources:#?} {pods:?} refused by the guard: {:?}; {:?}; last calls, newest first: {last:#?}",
             self.machines.refused,
             self.managers.0.lock().topologies
         )
@@ -376,10 +389,6 @@ impl World {
     pub fn normalised(&self) -> Value {
         normal::normalise(&self.server.store.lock(), &self.managers.0.lock(), NAMESPACE)
     }
-}
-
-fn last_calls(running: &Running) -> Vec<String> {
-    running.link.calls().iter().filter(|c| c.mutates()).rev().take(30).map(Call::to_string).collect()
 }
 
 /// Members of the same cluster as `pod` that were not ready when it was deleted.
