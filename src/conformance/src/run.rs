@@ -17,8 +17,8 @@ const CASE_MAX: Duration = Duration::from_secs(30);
 /// With `only`, just the cases whose name has that in it. Returns how many passed.
 ///
 /// # Errors
-/// What is not as required, for all cases in their order: name, requirement, and each difference. Also if a case that the
-/// target skips would pass: then the target does more than it says.
+/// What is not as required, for all cases in their order: name, requirement, and each difference. Also if a case that
+/// the target skips would pass: then the target does more than it says.
 pub async fn run(
     suite: &Suite,
     target: &Target,

@@ -8,10 +8,11 @@ use crate::{Suite, Target};
 pub fn table(suite: &Suite, targets: &[Target]) -> String {
     let mut text = String::from(
         "# Conformance\n\n\
-         One suite of etcd v3 API cases (`src/conformance`) runs against every target below in `make test`. A case says\n\
-         what it requires; where real etcd answers differently, the case is wrong. The keys of each case lie on all shards of\n\
-         a target, so that ranges, deletes and watches cross shards. A case that a target skips must fail there, or\n\
-         what it needs holds there only at times: the tests say so when it would pass.\n\n\
+         One suite of etcd v3 API cases (`src/conformance`) runs against every target below in `make test`. A case\n\
+         says what it requires; where real etcd answers differently, the case is wrong. The keys of each case lie on\n\
+         all shards of a target, so that ranges, deletes and watches cross shards. A case that a target skips must\n\
+         fail there, or what it needs holds there only at times: the tests say so when it would pass.\n\n\
+         `CASE=lease/ cargo test -p sharded-etcd-conformance` runs the cases whose name has that in it.\n\n\
          This file is written by the tests of that crate (`UPDATE=1`), which fail if it is out of date.\n\n\
          | target | passed | skipped |\n| --- | --- | --- |\n",
     );

@@ -291,7 +291,7 @@ fn keeping(suite: &mut Suite) {
         "lease/keep-alive/keeps",
         "a lease that is kept alive outlives its time, with its keys",
         |c| async move {
-            let answer = needed("LeaseGrant", c.try_grant(c.lease_id(0), 2).await)?;
+            let answer = needed("LeaseGrant", c.try_grant(c.lease_id(0), 4).await)?;
             attach(&c, answer.id, &["a/1", "c/1"]).await?;
             let end = Instant::now() + Duration::from_secs(2 * answer.ttl as u64);
             while Instant::now() < end {
@@ -375,7 +375,7 @@ fn expiring(suite: &mut Suite) {
         "a lease that is not kept alive ends after its time, not before, and its keys go",
         |c| async move {
             let before = Instant::now();
-            let answer = needed("LeaseGrant", c.try_grant(c.lease_id(0), 2).await)?;
+            let answer = needed("LeaseGrant", c.try_grant(c.lease_id(0), 3).await)?;
             attach(&c, answer.id, &["a/1", "b/1", "c/1"]).await?;
             c.put("b/2", "x").await?;
             c.until("the keys are gone", || async {
@@ -395,14 +395,14 @@ fn expiring(suite: &mut Suite) {
         },
     );
     suite.case("lease/expire/watched", "watchers see the deletes of an expiry", |c| async move {
-        let answer = needed("LeaseGrant", c.try_grant(c.lease_id(0), 1).await)?;
+        let answer = needed("LeaseGrant", c.try_grant(c.lease_id(0), 3).await)?;
         attach(&c, answer.id, &["b/1"]).await?;
         let mut watching = c.watch(pb::WatchCreateRequest { prev_kv: true, ..c.watch_all(1) }).await?;
         c.same("events", watching.words(2).await?, "+b/1=x -b/1<x");
         Ok(())
     });
     suite.case("lease/expire/detached", "a key that left its lease stays when that ends", |c| async move {
-        let answer = needed("LeaseGrant", c.try_grant(c.lease_id(0), 1).await)?;
+        let answer = needed("LeaseGrant", c.try_grant(c.lease_id(0), 3).await)?;
         attach(&c, answer.id, &["a/1", "b/1"]).await?;
         c.put("a/1", "stays").await?;
         c.until("the other key is gone", || async { Ok(c.value("b/1").await?.is_none().then_some(())) })
@@ -414,7 +414,7 @@ fn expiring(suite: &mut Suite) {
         "lease/expire/re-attached",
         "a key that moved to another lease stays when the first ends",
         |c| async move {
-            let answer = needed("LeaseGrant", c.try_grant(c.lease_id(0), 1).await)?;
+            let answer = needed("LeaseGrant", c.try_grant(c.lease_id(0), 3).await)?;
             let other = c.grant(1, 600).await?;
             attach(&c, answer.id, &["a/1", "b/1"]).await?;
             attach(&c, other, &["a/1"]).await?;
