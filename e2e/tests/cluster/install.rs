@@ -32,7 +32,10 @@ async fn upgraded_removed_and_installed_with_kustomize() {
         let uninstall =
             ["uninstall", Operator::RELEASE, "-n", Operator::NAMESPACE, "--wait", "--timeout", "60s"];
         run("helm", &uninstall, "", Duration::from_secs(70)).await?.success()?;
-        ensure!(operator_pods(t).await?.is_empty(), "the operator runs after helm uninstall");
+        t.until("the operator's pods have ended", crate::harness::SOON, async || {
+            Ok(operator_pods(t).await?.is_empty().then_some(()))
+        })
+        .await?;
         let got = toolbox.etcdctl("demo", &["get", "/before", "--print-value-only"]).await?;
         ensure!(got.trim() == "there", "{got:?}");
         untouched(t, &lives).await?;
