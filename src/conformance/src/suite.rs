@@ -28,6 +28,8 @@ pub enum Need {
     RaftMembers,
     /// Keys at and above `FF FF FF FF`.
     HighestKeys,
+    /// A Txn with a delete of everything from a key on, and a put at or above that key.
+    UnboundedDeleteBesidePut,
     /// The lease id 2^63 - 1.
     HighestLeaseId,
 }

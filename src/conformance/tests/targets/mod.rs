@@ -35,6 +35,7 @@ const BY_SHARD: &str = "a delete, and the end of a lease, over several shards ta
 const ONE_SHARD: &str = "a transaction that writes has its keys on one shard (docs/consistency.md)";
 const RAISED_BY_SHARDS: &str = "alarms are raised by the shards; clients see and disarm them";
 const PROXIES: &str = "members are the proxies, which have no peers and are declared in the spec";
+const BOUNDED: &str = "a delete of everything ends at `FF FF FF FF`, so that a put in the same Txn clashes with it (docs/limits.md)";
 const NO_SUCH_ID: &str = "the lease id 2^63 - 1 is refused (docs/limits.md)";
 const RESERVED: &str = "keys at and above `FF FF FF FF` belong to the topology (docs/limits.md)";
 
@@ -60,7 +61,7 @@ pub fn engine_target() -> Target {
     Target { name: "embedded engine", lacks: lacks(&list) }
 }
 
-const OF_PROXIES: [(Need, &str); 8] = [
+const OF_PROXIES: [(Need, &str); 9] = [
     (Need::ConsecutiveRevisions, OWN_REVISIONS),
     (Need::Hashes, ONE_FILE),
     (Need::Snapshot, ONE_FILE),
@@ -69,6 +70,7 @@ const OF_PROXIES: [(Need, &str); 8] = [
     (Need::RaftMembers, PROXIES),
     (Need::HighestKeys, RESERVED),
     (Need::HighestLeaseId, NO_SUCH_ID),
+    (Need::UnboundedDeleteBesidePut, BOUNDED),
 ];
 const OF_SHARDS: [(Need, &str); 2] =
     [(Need::OneRevisionOverShards, BY_SHARD), (Need::TxnOverShards, ONE_SHARD)];

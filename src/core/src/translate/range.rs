@@ -5,7 +5,7 @@ use sharded_etcd_etcd_api::messages as pb;
 /// True if the answer depends on all keys of the range, not only on the first `limit + 1` in key order: an order that is
 /// not etcd's default, or a filter (etcd: server/etcdserver/txn/range.go, `rangeLimit`). A sort target without an order
 /// counts as default there: only the first `limit + 1` keys are sorted.
-pub fn needs_everything(request: &pb::RangeRequest) -> bool {
+fn needs_everything(request: &pb::RangeRequest) -> bool {
     !is_default_order(request) || has_revision_filters(request)
 }
 

@@ -44,10 +44,12 @@ impl Kv {
         async move {
             let mut succeeded = true;
             for compare in &txn.compare {
+                // An answer without values has no leases either.
+                let whole = matches!(compare.target(), pb::CompareTarget::Value | pb::CompareTarget::Lease);
                 let range = pb::RangeRequest {
                     key: compare.key.clone(),
                     range_end: compare.range_end.clone(),
-                    keys_only: compare.target() != pb::CompareTarget::Value,
+                    keys_only: !whole,
                     ..Default::default()
                 };
                 if !evaluate(compare, &self.range_in(view, &range).await?.kvs) {

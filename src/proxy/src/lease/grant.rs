@@ -1,17 +1,22 @@
 //! Granting and renewing.
 
+use std::time::Duration;
+
 use rand::Rng;
 use sharded_etcd_core::{
     lease::{NEVER_GRANTED, TTL_SECONDS_MAX, grant_txn},
     records::{LeaseRecord, LeaseState},
 };
 use sharded_etcd_etcd_api::messages as pb;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::{Leases, exists, meta_status};
 
 /// Random ids that may be taken already, one after the other, before that is no accident any more.
 const TRIES_MAX: u32 = 8;
+/// How long a grant waits for what a lease of the same id that has ended leaves on shards.
+const ENDING_MAX: Duration = Duration::from_secs(2);
 
 impl Leases {
     /// etcd's `Lease.LeaseGrant`. An id of 0 lets the topology choose one.
@@ -23,7 +28,7 @@ impl Leases {
             return Err(Status::new(Code::OutOfRange, "etcdserver: too large lease TTL"));
         }
         let chosen = id != 0;
-        if chosen && (id == NEVER_GRANTED || self.read(id).await?.record.is_some()) {
+        if chosen && (id == NEVER_GRANTED || !self.is_free(id).await?) {
             return Err(exists());
         }
         for _ in 0..TRIES_MAX {
@@ -37,6 +42,27 @@ impl Leases {
             }
         }
         Err(Status::internal("no free lease id was found: the random numbers repeat themselves"))
+    }
+
+    /// Whether no lease has that id. Of one that has ended, the shadows are dropped after its end was answered: that is
+    /// waited for, as etcd grants such an id again at once.
+    async fn is_free(&self, id: i64) -> Result<bool, Status> {
+        let deadline = Instant::now() + ENDING_MAX;
+        loop {
+            let facts = self.read(id).await?;
+            match facts.record {
+                None => return Ok(true),
+                // An uncertain one rests for much longer.
+                Some(record) if record.state == LeaseState::Gone && !record.uncertain => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Ok(false);
+                    }
+                    self.view.changed(id, facts.modified, left).await;
+                }
+                Some(_) => return Ok(false),
+            }
+        }
     }
 
     /// Makes a real lease a client's. If that fails the real lease is without a record, and the sweep ends it.

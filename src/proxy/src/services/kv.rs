@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::{StreamExt, stream::BoxStream};
-use sharded_etcd_core::translate::needs_everything;
+use sharded_etcd_core::translate::{has_revision_filters, is_default_order};
 use sharded_etcd_etcd_api::{etcdserverpb::kv_server, messages as pb};
 use tonic::{Request, Response, Status};
 
@@ -77,17 +77,10 @@ impl KvService {
         request: pb::RangeRequest,
     ) -> Result<BoxStream<'static, Result<pb::RangeStreamResponse, Status>>, Status> {
         sharded_etcd_core::check::range(&request).map_err(crate::kv::refused)?;
-        let default_order = pb::RangeRequest {
-            min_mod_revision: 0,
-            max_mod_revision: 0,
-            min_create_revision: 0,
-            max_create_revision: 0,
-            ..request.clone()
-        };
-        if needs_everything(&default_order) {
+        if !is_default_order(&request) {
             return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
         }
-        if needs_everything(&request) {
+        if has_revision_filters(&request) {
             return Err(Status::unimplemented("RangeStream does not support revision filters"));
         }
         let answer = self.kv.range(request).await?;

@@ -128,7 +128,7 @@ together (v3rpc/key.go, checkIntervals)",
                 Ok(())
             },
         )
-        .needs(Need::TxnOverShards);
+        .needs(Need::UnboundedDeleteBesidePut);
     refused(
         suite,
         "empty-key",
