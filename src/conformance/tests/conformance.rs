@@ -5,7 +5,7 @@ mod targets;
 
 use std::{fs, path::Path};
 
-use sharded_etcd_conformance::{Suite, Target, cases, run, table};
+use sharded_etcd_conformance::{Need, Suite, Target, cases, run, table};
 
 async fn passes(suite: &Suite, target: Target, endpoint: &str) {
     let started = std::time::Instant::now();
@@ -48,6 +48,48 @@ async fn proxy_over_three_etcds() {
     let suite = cases::suite();
     let served = targets::proxy_over_etcds(3, &suite.boundaries()).await;
     passes(&suite, targets::etcd_shards_target(), &served.endpoint).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_difference_is_reported_with_its_requirement() {
+    let served = targets::engine().await;
+    let mut suite = Suite::default();
+    suite.case("put/fine", "a put is there", |c| async move {
+        c.put("b/1", "x").await?;
+        c.same("value", c.value("b/1").await?.as_deref(), Some("x"));
+        Ok(())
+    });
+    suite.case("put/wrong", "one is two", |c| async move {
+        c.same("number", 1, 2);
+        c.refused(c.try_range(c.all()).await, tonic::Code::NotFound, "nothing");
+        c.there("b/none").await?;
+        Ok(())
+    });
+    suite.case("put/users", "what is not there", |_| async { Ok(()) }).needs(Need::Users);
+    let report = run(&suite, &targets::engine_target(), &served.endpoint, None).await.unwrap_err();
+    for part in [
+        "2 of 3 cases fail on embedded engine",
+        "put/wrong\n  requires: one is two\n  number: got 1, expected 2\n",
+        "expected NotFound: nothing",
+        "b/none is not there",
+        "put/users\n  requires: what is not there\n  is skipped on this target, but passes",
+    ] {
+        assert!(report.contains(part), "{part:?} is not in\n{report}");
+    }
+    let fine = run(&suite, &targets::engine_target(), &served.endpoint, Some("fine")).await;
+    assert_eq!(fine, Ok(1));
+}
+
+#[test]
+fn directories_of_a_case_are_cut_apart() {
+    let boundaries = cases::suite().boundaries();
+    assert!(boundaries.is_sorted_by(|a, b| a < b), "a range needs a start below its end");
+    let shard_of = |key: &str| boundaries.iter().filter(|start| start.as_ref() <= key.as_bytes()).count() % 3;
+    for prefix in ["/c0000/", "/c0001/", "/c0100/", "/c0640/"] {
+        let mut shards = ["a/1", "b/1", "c/1"].map(|name| shard_of(&format!("{prefix}{name}")));
+        shards.sort_unstable();
+        assert_eq!(shards, [0, 1, 2], "{prefix}");
+    }
 }
 
 /// `docs/conformance.md` is what suite and targets say; `UPDATE=1` writes it anew.
