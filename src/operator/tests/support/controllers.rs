@@ -97,6 +97,15 @@ fn put(store: &mut Store, kind: &'static Kind, object: Value, write: &Write) {
         .unwrap_or_else(|e| panic!("{}: {}", kind.kind, e.message));
 }
 
+/// A controller's word on an object; most often it is what it was.
+fn set_status(store: &mut Store, kind: &'static Kind, object: &Value, status: Value, controller: &str) {
+    if object["status"] != status {
+        let mut object = object.clone();
+        object["status"] = status;
+        put(store, kind, object, &Write::status(controller));
+    }
+}
+
 fn erase(store: &mut Store, kind: &'static Kind, object: &Value, grace: Option<i64>) {
     let options = DeleteOptions { grace, ..DeleteOptions::default() };
     let _ = store.delete(kind, text(&object["metadata"]["namespace"]), name(object), &options);
@@ -233,8 +242,7 @@ fn stateful_set(store: &mut Store, namespace: &str, set: &Value) {
         other => other.to_owned(),
     };
     let of_current = |pod: &Value| pod["metadata"]["labels"]["controller-revision-hash"] == *current;
-    let mut new = set.clone();
-    new["status"] = json!({
+    let status = json!({
         "observedGeneration": set["metadata"]["generation"],
         "replicas": own.len(),
         "readyReplicas": count(&is_ready),
@@ -245,7 +253,7 @@ fn stateful_set(store: &mut Store, namespace: &str, set: &Value) {
         "updateRevision": revision,
         "collisionCount": 0,
     });
-    put(store, &kinds::STATEFUL_SETS, new, &Write::status("statefulset-controller"));
+    set_status(store, &kinds::STATEFUL_SETS, set, status, "statefulset-controller");
 }
 
 fn claim_of(store: &mut Store, namespace: &str, set: &Value, template: &Value, pod: &str) {
@@ -383,8 +391,7 @@ fn deployment(store: &mut Store, namespace: &str, deployment: &Value) {
         json!({"type": kind, "status": status, "reason": reason, "message": "", "lastTransitionTime":
             since.unwrap_or_else(|| json!(now()))})
     };
-    let mut changed = deployment.clone();
-    changed["status"] = json!({
+    let status = json!({
         "observedGeneration": deployment["metadata"]["generation"],
         "replicas": total,
         "updatedReplicas": new.len(),
@@ -396,7 +403,7 @@ fn deployment(store: &mut Store, namespace: &str, deployment: &Value) {
             condition("Progressing", true, "NewReplicaSetAvailable"),
         ],
     });
-    put(store, &kinds::DEPLOYMENTS, changed, &Write::status("deployment-controller"));
+    set_status(store, &kinds::DEPLOYMENTS, deployment, status, "deployment-controller");
 }
 
 fn claims(store: &mut Store, namespace: &str) {
@@ -456,9 +463,7 @@ fn kubelets(store: &mut Store, machines: &mut Machines, namespace: &str) {
             put(store, &kinds::PODS, pod, &Write::by("scheduler"));
             continue;
         }
-        let mut new = (*store.get(&kinds::PODS, namespace, name(&pod)).expect("listed")).clone();
-        new["status"] = status;
-        put(store, &kinds::PODS, new, &Write::status("kubelet"));
+        set_status(store, &kinds::PODS, &pod, status, "kubelet");
     }
 }
 

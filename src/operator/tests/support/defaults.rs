@@ -3,7 +3,6 @@
 use std::sync::LazyLock;
 
 use k8s_openapi::api;
-use kube::CustomResourceExt;
 use serde_json::{Map, Value, json};
 use sharded_etcd_crd::ShardedEtcd;
 
@@ -13,7 +12,7 @@ use super::{
 };
 
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
-    let crd = serde_json::to_value(ShardedEtcd::crd()).expect("plain data");
+    let crd: Value = serde_saphyr::from_str(&sharded_etcd_crd::crd_yaml()).expect("YAML");
     crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone()
 });
 
