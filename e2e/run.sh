@@ -16,6 +16,8 @@ say() { echo "e2e: $*" >&2; }
 
 logs=$PWD/target/e2e-logs
 rm -rf "$logs" && mkdir -p "$logs"
+# An error says what went wrong by itself.
+export RUST_BACKTRACE=0
 export E2E_LOGS=$logs
 export E2E_IMAGE=${E2E_IMAGE:-localhost/sharded-etcd:e2e}
 export E2E_ETCD_IMAGE=${E2E_ETCD_IMAGE:-localhost/etcd}
@@ -67,6 +69,6 @@ else
     export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$PWD/e2e/cluster/in.sh
 fi
 
-# In the order of their names; those that need the cluster for themselves wait for the others by themselves.
+# Two at a time; those that need the cluster for themselves wait until they have it.
 step "the tests" ${CARGO:-cargo} test "${build[@]}" --features sharded-etcd-e2e/cluster --test cluster -- \
-    --nocapture --test-threads="${E2E_THREADS:-1}" "$@"
+    --nocapture --test-threads="${E2E_THREADS:-2}" "$@"
