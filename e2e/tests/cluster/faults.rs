@@ -75,7 +75,7 @@ fn ready(object: &serde_json::Value) -> bool {
 /// A third shard is filled; all shard managers die while a range is on its way.
 async fn the_manager_is_killed_in_mid_move(t: &Test) -> Result<()> {
     // Slow enough to be met.
-    t.patch("demo", json!({"shards": 3, "rebalance": {"bytesPerSecond": "20Ki"}})).await?;
+    t.patch("demo", json!({"shards": 3, "rebalance": {"bytesPerSecond": "64Ki"}})).await?;
     let movement = t
         .until("a range moves", crate::harness::SETTLED_MAX, async || {
             let resource = t.topology("demo").await?;
