@@ -58,6 +58,10 @@ test-kube: tools ## of the tests, those with a real kube-apiserver (test targets
 	$(CARGO) build --locked --workspace --bins --profile $(PROFILE)
 	$(CARGO) test --locked --workspace --profile $(PROFILE) --test 'kube*'
 
+.PHONY: test-stops
+test-stops: ## of the tests, the long form of those that stop the operator at every call; an hour
+	OPERATOR_STOPS=all $(CARGO) test --locked --workspace --profile $(PROFILE) --test scripted -- stops
+
 .PHONY: e2e
 e2e: ## the tests on a whole Kubernetes cluster: that of KUBECONFIG, or one built for the run (needs root) and removed
 	@PROFILE=$(PROFILE) CARGO=$(CARGO) e2e/run.sh $(E2E)

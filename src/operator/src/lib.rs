@@ -61,7 +61,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Ru
     let identity = options.identity.unwrap_or_else(identity);
     let mut settings = Settings::new(options.image, options.etcd_image);
     // Outside a cluster the operator has no pods that a NetworkPolicy could let in.
-    settings.operator_namespace = std::fs::read_to_string(POD_NAMESPACE).ok().map(|text| text.trim().to_owned());
+    settings.operator_namespace =
+        std::fs::read_to_string(POD_NAMESPACE).ok().map(|text| text.trim().to_owned());
     let mut operator = Operator::new(client, settings, Arc::new(GrpcAsk::new()))
         .with_election(Election::new(lease_namespace, identity));
     if let Some(namespace) = options.watch_namespace {

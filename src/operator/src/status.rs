@@ -219,10 +219,13 @@ impl Look<'_> {
                 return Finding::new(ConditionStatus::Unknown, "ShardManagerSilent", message);
             }
             TopologyAnswer::Unknown(why) => {
-                return not("WaitingForTopology", format!("the shard manager cannot say yet: {}", clip(why)));
+                let waits =
+                    || not("WaitingForTopology", format!("the shard manager cannot say yet: {}", clip(why)));
+                return self.managers_in_trouble(validated).unwrap_or_else(waits);
             }
             TopologyAnswer::NotAsked => {
-                return not("WaitingForTopology", "there is no shard manager yet".to_owned());
+                let waits = || not("WaitingForTopology", "there is no shard manager yet".to_owned());
+                return self.managers_in_trouble(validated).unwrap_or_else(waits);
             }
             TopologyAnswer::Known(_) => {}
         }
@@ -279,45 +282,41 @@ impl Look<'_> {
 
     /// Proxies and shard managers that should be ready and are not.
     fn programs_missing(&self, validated: &Validated) -> Option<Finding> {
+        let programs = [Component::Proxy, Component::ShardManager];
+        programs.into_iter().find_map(|program| Some(self.program_missing(validated, program)?.0))
+    }
+
+    /// Why there is no shard manager to ask, if its pods show a cause.
+    fn managers_in_trouble(&self, validated: &Validated) -> Option<Finding> {
+        let (finding, has_cause) = self.program_missing(validated, Component::ShardManager)?;
+        has_cause.then_some(finding)
+    }
+
+    /// Pods of one program that should be ready and are not, and whether a cause is known.
+    fn program_missing(&self, validated: &Validated, program: Component) -> Option<(Finding, bool)> {
         let spec = &validated.resource.spec;
-        let programs = [
-            (
-                Component::Proxy,
-                names::proxy(&validated.name),
-                spec.proxy_replicas(),
-                "ProxiesNotReady",
-                "proxies",
-            ),
-            (
-                Component::ShardManager,
-                names::shard_manager(&validated.name),
-                spec.shard_manager_replicas(),
-                "ShardManagersNotReady",
-                "shard managers",
-            ),
-        ];
-        programs.into_iter().find_map(|(component, name, wanted, reason, what)| {
-            let deployment = self.observed.children.deployments.get(&name);
-            let ready = deployment.and_then(|d| d.status.as_ref()?.ready_replicas).unwrap_or(0);
-            if ready >= wanted {
-                return None;
-            }
-            let pods = self.observed.children.pods.values().filter(|pod| {
-                names::label(&pod.metadata, names::LABEL_COMPONENT) == Some(component.label())
-                    && names::label(&pod.metadata, names::LABEL_INSTANCE) == Some(validated.name.as_str())
-            });
-            let text = format!("{ready} of {wanted} {what} are ready");
-            let trouble = pods.filter_map(|pod| trouble(pod)).next();
-            let warning = self.observed.warnings.first();
-            Some(match (trouble, warning) {
-                (Some(t), _) => {
-                    Finding::new(ConditionStatus::False, t.reason, format!("{text}: {}", t.message))
-                }
-                (None, Some(warning)) => {
-                    Finding::new(ConditionStatus::False, reason, format!("{text}: {}", clip(warning)))
-                }
-                (None, None) => Finding::new(ConditionStatus::False, reason, text),
-            })
+        let (name, wanted, reason, what) = if program == Component::Proxy {
+            (names::proxy(&validated.name), spec.proxy_replicas(), "ProxiesNotReady", "proxies")
+        } else {
+            let name = names::shard_manager(&validated.name);
+            (name, spec.shard_manager_replicas(), "ShardManagersNotReady", "shard managers")
+        };
+        let deployment = self.observed.children.deployments.get(&name);
+        let ready = deployment.and_then(|d| d.status.as_ref()?.ready_replicas).unwrap_or(0);
+        if ready >= wanted {
+            return None;
+        }
+        let pods = self.observed.children.pods.values().filter(|pod| {
+            names::label(&pod.metadata, names::LABEL_COMPONENT) == Some(program.label())
+                && names::label(&pod.metadata, names::LABEL_INSTANCE) == Some(validated.name.as_str())
+        });
+        let text = format!("{ready} of {wanted} {what} are ready");
+        let trouble = pods.filter_map(|pod| trouble(pod)).next();
+        let not = |reason: &str, message| Finding::new(ConditionStatus::False, reason, message);
+        Some(match (trouble, self.observed.warnings.first()) {
+            (Some(trouble), _) => (not(trouble.reason, format!("{text}: {}", trouble.message)), true),
+            (None, Some(warning)) => (not(reason, format!("{text}: {}", clip(warning))), true),
+            (None, None) => (not(reason, text), false),
         })
     }
 

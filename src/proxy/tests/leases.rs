@@ -13,11 +13,12 @@ use lease_support::{Fate, LIMIT, Proxy, left_of_leases, nothing_left, put, quick
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use sharded_etcd_core::{
     keyspace::{KeyRange, Rid, ShardIx},
-    lease::{Marker, MarkerView, NEVER_GRANTED, Over, marker_txn, read_marker_txn},
+    lease::{Marker, MarkerView, NEVER_GRANTED, Over, adopt_txn, marker_txn, read_marker_txn},
     line::{Entry, Flip},
     records::{
-        CUT_LATEST, Claim, ClaimState, Claims, FENCE_OPEN, MAP, MapRecord, Override, Record, claims_key,
-        fence_closed_by, fence_key, lease_key, lease_marker_key, lease_shadow_key, override_key,
+        CUT_LATEST, Claim, ClaimState, Claims, FENCE_OPEN, LeaseRecord, LeaseState, MAP, MapRecord, Override,
+        Record, claims_key, fence_closed_by, fence_key, lease_key, lease_marker_key, lease_shadow_key,
+        override_key,
     },
 };
 use sharded_etcd_etcd_api::messages as pb;
@@ -274,6 +275,27 @@ async fn metas_own_leases_are_not_clients() {
     .await
     .unwrap();
     assert!(renewed.elapsed() > Duration::from_millis(2500));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sweep_adopts_is_no_lease_for_clients() {
+    let topology = two_shards().await;
+    let proxy = Proxy::start(&topology, "a", unswept()).await;
+    let id = proxy.grant(60).await;
+    proxy.put("a", id).await.unwrap();
+    proxy.leases.revoke(id).await.unwrap();
+    wait_until("the record is gone", LIMIT, async || {
+        stored(topology.meta.as_ref(), &KeyRange::key(&lease_key(id))).await.is_empty().then_some(())
+    })
+    .await
+    .unwrap();
+    // A sweep that had seen the shadow before it was dropped; somebody else's attempt, so that it stays for a while.
+    let state = LeaseState::Revoking;
+    let adopted = LeaseRecord { ttl: 0, state, chosen: true, helper: Some(1), uncertain: false };
+    let txn = adopt_txn(id, &adopted, &[ShardIx(0)]);
+    assert!(topology.meta.txn(txn).await.unwrap().succeeded);
+    assert_eq!(proxy.ttl(id).await, -1, "its end was answered");
+    assert!(proxy.leases.leases().await.unwrap().leases.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -146,7 +146,7 @@ pub enum LeaseState {
 /// A lease that a client granted: `lease/<id>`. Its *epoch* is this key's create revision in meta.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseRecord {
-    /// Granted time to live in seconds.
+    /// Granted time to live in seconds; 0 of a record that a sweep made, see [`Self::is_for_clients`].
     pub ttl: i64,
     /// State.
     pub state: LeaseState,
@@ -160,6 +160,14 @@ pub struct LeaseRecord {
     /// an id that a client chose must rest before it is granted again.
     #[serde(default, skip_serializing_if = "is_false")]
     pub uncertain: bool,
+}
+
+impl LeaseRecord {
+    /// Whether clients know the lease. They do not once its keys are gone, nor if a sweep made the record: what it found
+    /// without one may be what a lease that ended a moment ago has left, which was told to be gone.
+    pub fn is_for_clients(&self) -> bool {
+        self.state != LeaseState::Gone && self.ttl > 0
+    }
 }
 
 // Serde passes a reference.

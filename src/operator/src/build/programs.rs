@@ -24,7 +24,7 @@ use crate::{
 
 /// After the signal a proxy is "not ready" for so long before it stops, so that no new client finds it.
 const DRAIN_DELAY: &str = "5s";
-/// Drain delay, the drain of what runs (twice at most 5 s), and as much again.
+/// Drain delay, the drain of what runs (at most 10 s), 2 s to deregister, and some for a slow machine.
 const PROXY_GRACE_SECONDS: i64 = 30;
 /// A shard manager hands its leadership over and ends; a move under way is taken up by the next.
 const MANAGER_GRACE_SECONDS: i64 = 30;

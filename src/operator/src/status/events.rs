@@ -6,13 +6,17 @@ use sharded_etcd_crd::status::{
     Condition, ConditionStatus, MoveStatus, ShardPhase, ShardStatus, ShardedEtcdStatus,
 };
 
-use super::{READY, STALLED, trouble::clip};
+use super::{
+    READY, STALLED,
+    trouble::{VOLUMES_PENDING, clip},
+};
 
 /// Most Events of one change of status; one more says how many were left out.
 const EVENTS_MAX: usize = 20;
 /// Reasons of not being ready that are a part of getting there.
 const ON_THE_WAY: &[&str] = &[
     "MembersNotReady",
+    VOLUMES_PENDING,
     "ProxiesNotReady",
     "ShardManagersNotReady",
     "ShardsJoining",

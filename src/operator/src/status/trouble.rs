@@ -12,6 +12,9 @@ const NO_IMAGE: &[&str] = &["ImagePullBackOff", "ErrImagePull", "InvalidImageNam
 /// The kubelet cannot make a container.
 const NO_CONTAINER: &[&str] = &["CreateContainerConfigError", "CreateContainerError", "RunContainerError"];
 
+/// A pod waits for its volume.
+pub(super) const VOLUMES_PENDING: &str = "VolumesPending";
+
 /// What keeps a pod from being ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Trouble {
@@ -34,6 +37,10 @@ pub(super) fn trouble(pod: &Pod) -> Option<Trouble> {
         conditions.find(|c| c.type_ == "PodScheduled" && c.reason.as_deref() == Some("Unschedulable"))
     {
         let why = clip(c.message.as_deref().unwrap_or("no reason is given"));
+        // So at nearly every start: a provisioner makes the volume a moment later.
+        if why.contains("unbound immediate PersistentVolumeClaims") {
+            return found(VOLUMES_PENDING, format!("the volume of pod {name} is not there yet: {why}"));
+        }
         return found("Unschedulable", format!("pod {name} fits no node: {why}"));
     }
     let init = status.init_container_statuses.iter().flatten();

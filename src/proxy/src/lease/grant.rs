@@ -53,7 +53,7 @@ impl Leases {
             match facts.record {
                 None => return Ok(true),
                 // An uncertain one rests for much longer.
-                Some(record) if record.state == LeaseState::Gone && !record.uncertain => {
+                Some(record) if !record.is_for_clients() && !record.uncertain => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return Ok(false);

@@ -30,7 +30,7 @@ impl Leases {
     ) -> Result<pb::LeaseTimeToLiveResponse, Status> {
         let id = request.id;
         let facts = self.read(id).await?;
-        let Some(record) = facts.record.filter(|record| record.state != LeaseState::Gone) else {
+        let Some(record) = facts.record.filter(LeaseRecord::is_for_clients) else {
             return Ok(pb::LeaseTimeToLiveResponse {
                 header: self.header(),
                 id,
@@ -101,7 +101,7 @@ impl Leases {
         let mut leases = Vec::new();
         let look = |kv: &pb::KeyValue| {
             if let Some((id, "")) = lease_id_of_key(&kv.key)
-                && LeaseRecord::decode(&kv.value).is_ok_and(|record| record.state != LeaseState::Gone)
+                && LeaseRecord::decode(&kv.value).is_ok_and(|record| record.is_for_clients())
             {
                 leases.push(pb::LeaseStatus { id });
             }

@@ -87,7 +87,8 @@ impl Leases {
         self.sweep_markers(connection.as_ref(), shard).await
     }
 
-    /// Makes what was found without a record a lease that is being revoked; nothing happens if there is a record.
+    /// Makes what was found without a record a lease that is being revoked; nothing happens if there is a record. Its time
+    /// to live of 0 keeps it from clients.
     async fn adopt(&self, id: i64, shadows: &[ShardIx]) -> Result<(), ShardError> {
         // Perhaps a client's choice: nothing tells.
         let record =
