@@ -21,6 +21,13 @@ struct Wrong {
     remedy: Value,
 }
 
+/// Nodes with a label that none has.
+fn node_affinity(operator: &str) -> Value {
+    let term = json!({"matchExpressions": [{"key": "no-such-label", "operator": operator}]});
+    let required = json!({"nodeSelectorTerms": [term]});
+    json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}})
+}
+
 fn wrongs() -> Vec<Wrong> {
     let huge = json!({"resources": {"requests": {"cpu": "900"}}});
     vec![
@@ -50,17 +57,15 @@ fn wrongs() -> Vec<Wrong> {
         },
         Wrong {
             name: "nowhere",
-            spec: json!({"etcd": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
-                {"nodeSelectorTerms": [{"matchExpressions":
-                    [{"key": "no-such-label", "operator": "Exists"}]}]}}}}}),
+            spec: json!({"etcd": {"affinity": node_affinity("Exists")}}),
             words: &["fits no node", "affinity"],
             remedy: json!({"etcd": {"affinity": null}}),
         },
         Wrong {
-            name: "toleration",
-            spec: json!({"etcd": {"tolerations": [{"key": "a", "operator": "NoSuchOperator"}]}}),
+            name: "affinity",
+            spec: json!({"etcd": {"affinity": node_affinity("NoSuchOperator")}}),
             words: &["NoSuchOperator"],
-            remedy: json!({"etcd": {"tolerations": null}}),
+            remedy: json!({"etcd": {"affinity": null}}),
         },
         Wrong {
             name: "flag",
