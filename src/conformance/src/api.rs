@@ -36,16 +36,29 @@ impl Api {
     /// # Errors
     /// If the endpoint is malformed or nothing listens there.
     pub async fn connect(endpoint: &str) -> Result<Self, tonic::transport::Error> {
-        let channel =
-            Endpoint::from_shared(endpoint.to_owned())?.connect_timeout(CONNECT_MAX).connect().await?;
+        let endpoint = Endpoint::from_shared(endpoint.to_owned())?;
+        Ok(Self::over(endpoint.connect_timeout(CONNECT_MAX).connect().await?))
+    }
+
+    /// Clients of several endpoints of one cluster: each request goes to any of them.
+    ///
+    /// # Errors
+    /// If an endpoint is malformed.
+    pub fn balanced(endpoints: &[String]) -> Result<Self, tonic::transport::Error> {
+        let endpoints: Result<Vec<_>, _> =
+            endpoints.iter().map(|endpoint| Endpoint::from_shared(endpoint.clone())).collect();
+        Ok(Self::over(Channel::balance_list(endpoints?.into_iter())))
+    }
+
+    fn over(channel: Channel) -> Self {
         let max = ANSWER_BYTES_MAX;
-        Ok(Self {
+        Self {
             kv: KvClient::new(channel.clone()).max_decoding_message_size(max),
             watch: WatchClient::new(channel.clone()).max_decoding_message_size(max),
             lease: LeaseClient::new(channel.clone()).max_decoding_message_size(max),
             cluster: ClusterClient::new(channel.clone()),
             maintenance: MaintenanceClient::new(channel.clone()).max_decoding_message_size(max),
             auth: AuthClient::new(channel),
-        })
+        }
     }
 }

@@ -12,7 +12,8 @@ const AT_ONCE: usize = 24;
 /// How long one case may take.
 const CASE_MAX: Duration = Duration::from_secs(30);
 
-/// Runs every case of the suite that the target does not skip against `endpoint`.
+/// Runs every case of the suite that the target does not skip against its endpoints; if these are several,
+/// each request goes to any of them.
 ///
 /// With `only`, just the cases whose name has that in it. Returns how many passed.
 ///
@@ -22,10 +23,14 @@ const CASE_MAX: Duration = Duration::from_secs(30);
 pub async fn run(
     suite: &Suite,
     target: &Target,
-    endpoint: &str,
+    endpoints: &[String],
     only: Option<&str>,
 ) -> Result<usize, String> {
-    let api = Api::connect(endpoint).await.map_err(|e| format!("{}: cannot connect: {e}", target.name))?;
+    let api = match endpoints {
+        [one] => Api::connect(one).await,
+        several => Api::balanced(several),
+    };
+    let api = api.map_err(|e| format!("{}: cannot connect: {e}", target.name))?;
     let (alone, shared): (Vec<_>, Vec<_>) = suite
         .cases()
         .iter()

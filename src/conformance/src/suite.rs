@@ -24,6 +24,8 @@ pub enum Need {
     Users,
     /// Alarms can be raised by a client.
     RaiseAlarms,
+    /// One member answers all requests.
+    OneMember,
     /// Members are those of one raft group, with peers.
     RaftMembers,
     /// Keys at and above `FF FF FF FF`.

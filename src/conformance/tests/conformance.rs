@@ -7,11 +7,11 @@ use std::{fs, path::Path};
 
 use sharded_etcd_conformance::{Need, Suite, Target, cases, run, table};
 
-async fn passes(suite: &Suite, target: Target, endpoint: &str) {
+async fn passes(suite: &Suite, target: Target, endpoints: &[String]) {
     let started = std::time::Instant::now();
     // CASE=lease/ runs the cases whose name has that in it.
     let only = std::env::var("CASE").ok();
-    match run(suite, &target, endpoint, only.as_deref()).await {
+    match run(suite, &target, endpoints, only.as_deref()).await {
         Ok(passed) => println!("{}: {passed} cases pass in {:?}", target.name, started.elapsed()),
         Err(report) => panic!("{report}"),
     }
@@ -20,34 +20,41 @@ async fn passes(suite: &Suite, target: Target, endpoint: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn etcd() {
     let served = targets::etcd().await;
-    passes(&cases::suite(), targets::etcd_target(), &served.endpoint).await;
+    passes(&cases::suite(), targets::etcd_target(), &served.endpoints).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn engine() {
     let served = targets::engine().await;
-    passes(&cases::suite(), targets::engine_target(), &served.endpoint).await;
+    passes(&cases::suite(), targets::engine_target(), &served.endpoints).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn proxy_over_three_engines() {
     let suite = cases::suite();
-    let served = targets::proxy_over_engines(3, &suite.boundaries()).await;
-    passes(&suite, targets::engines_target(), &served.endpoint).await;
+    let served = targets::proxies_over_engines(1, 3, &suite.boundaries()).await;
+    passes(&suite, targets::engines_target(), &served.endpoints).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_proxies_over_three_engines() {
+    let suite = cases::suite();
+    let served = targets::proxies_over_engines(2, 3, &suite.boundaries()).await;
+    passes(&suite, targets::two_proxies_target(), &served.endpoints).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn proxy_over_one_etcd() {
     let suite = cases::suite();
     let served = targets::proxy_over_etcds(1, &suite.boundaries()).await;
-    passes(&suite, targets::etcd_shard_target(), &served.endpoint).await;
+    passes(&suite, targets::etcd_shard_target(), &served.endpoints).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn proxy_over_three_etcds() {
     let suite = cases::suite();
     let served = targets::proxy_over_etcds(3, &suite.boundaries()).await;
-    passes(&suite, targets::etcd_shards_target(), &served.endpoint).await;
+    passes(&suite, targets::etcd_shards_target(), &served.endpoints).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,7 +73,7 @@ async fn every_difference_is_reported_with_its_requirement() {
         Ok(())
     });
     suite.case("put/users", "what is not there", |_| async { Ok(()) }).needs(Need::Users);
-    let report = run(&suite, &targets::engine_target(), &served.endpoint, None).await.unwrap_err();
+    let report = run(&suite, &targets::engine_target(), &served.endpoints, None).await.unwrap_err();
     for part in [
         "2 of 3 cases fail on embedded engine",
         "put/wrong\n  requires: one is two\n  number: got 1, expected 2\n",
@@ -76,7 +83,7 @@ async fn every_difference_is_reported_with_its_requirement() {
     ] {
         assert!(report.contains(part), "{part:?} is not in\n{report}");
     }
-    let fine = run(&suite, &targets::engine_target(), &served.endpoint, Some("fine")).await;
+    let fine = run(&suite, &targets::engine_target(), &served.endpoints, Some("fine")).await;
     assert_eq!(fine, Ok(1));
 }
 

@@ -98,16 +98,18 @@ fn plain(suite: &mut Suite) {
         c.holds("the value is the same", c.there("b/1").await?.value == value);
         Ok(())
     });
-    suite.case("put/header", "the header names cluster, member and term as a read's does", |c| async move {
-        let put = c.send_put(put(c.key("b/1"), "x")).await?.header.unwrap_or_default();
-        let read = c.range(get(c.key("b/1"))).await?.header.unwrap_or_default();
-        c.same(
-            "identity",
-            (put.cluster_id, put.member_id, put.raft_term),
-            (read.cluster_id, read.member_id, read.raft_term),
-        );
-        Ok(())
-    });
+    suite
+        .case("put/header", "the header names cluster, member and term as a read's does", |c| async move {
+            let put = c.send_put(put(c.key("b/1"), "x")).await?.header.unwrap_or_default();
+            let read = c.range(get(c.key("b/1"))).await?.header.unwrap_or_default();
+            c.same(
+                "identity",
+                (put.cluster_id, put.member_id, put.raft_term),
+                (read.cluster_id, read.member_id, read.raft_term),
+            );
+            Ok(())
+        })
+        .needs(crate::Need::OneMember);
     suite.case(
         "put/at-once",
         "puts at the same time all count, each with a revision of its own",

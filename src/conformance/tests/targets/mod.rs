@@ -34,14 +34,15 @@ const BY_SHARD: &str = "a delete, and the end of a lease, over several shards ta
 (docs/consistency.md)";
 const ONE_SHARD: &str = "a transaction that writes has its keys on one shard (docs/consistency.md)";
 const RAISED_BY_SHARDS: &str = "alarms are raised by the shards; clients see and disarm them";
+const SEVERAL: &str = "requests go to either member";
 const PROXIES: &str = "members are the proxies, which have no peers and are declared in the spec";
 const BOUNDED: &str = "a delete of everything ends at `FF FF FF FF`, so that a put in the same Txn clashes with it (docs/limits.md)";
 const NO_SUCH_ID: &str = "the lease id 2^63 - 1 is refused (docs/limits.md)";
 const RESERVED: &str = "keys at and above `FF FF FF FF` belong to the topology (docs/limits.md)";
 
 fn lacks(list: &[(Need, &'static str)]) -> Vec<Lack> {
-    // Nothing else may happen to be written while such a case runs.
-    let is_fickle = |need| need == Need::ConsecutiveRevisions;
+    // Nothing else may happen to be written while such a case runs; the same member may happen to answer.
+    let is_fickle = |need| matches!(need, Need::ConsecutiveRevisions | Need::OneMember);
     list.iter().map(|&(need, reason)| Lack { need, reason, is_fickle: is_fickle(need) }).collect()
 }
 
@@ -80,6 +81,15 @@ pub fn engines_target() -> Target {
     Target { name: "proxy over 3 embedded shards", lacks: lacks(&[&OF_PROXIES[..], &OF_SHARDS].concat()) }
 }
 
+/// Two proxies over embedded engines; each request of a case goes to any of them.
+pub fn two_proxies_target() -> Target {
+    let of_several = [(Need::OneMember, SEVERAL)];
+    Target {
+        name: "2 proxies over 3 embedded shards",
+        lacks: lacks(&[&OF_PROXIES[..], &OF_SHARDS, &of_several].concat()),
+    }
+}
+
 /// A proxy over one etcd.
 pub fn etcd_shard_target() -> Target {
     Target { name: "proxy over 1 etcd shard", lacks: lacks(&OF_PROXIES) }
@@ -92,15 +102,22 @@ pub fn etcd_shards_target() -> Target {
 
 /// All of them, as the document lists them.
 pub fn all() -> Vec<Target> {
-    vec![etcd_target(), engine_target(), engines_target(), etcd_shard_target(), etcd_shards_target()]
+    vec![
+        etcd_target(),
+        engine_target(),
+        engines_target(),
+        two_proxies_target(),
+        etcd_shard_target(),
+        etcd_shards_target(),
+    ]
 }
 
 /// A server; it ends when this is dropped.
 pub struct Served {
-    /// `http://HOST:PORT`.
-    pub endpoint: String,
+    /// `http://HOST:PORT` of each.
+    pub endpoints: Vec<String>,
     _guard: Option<DropGuard>,
-    _task: Option<JoinHandle<()>>,
+    _tasks: Vec<JoinHandle<()>>,
     _processes: Vec<EtcdProcess>,
     _folders: Vec<TempDir>,
 }
@@ -115,7 +132,13 @@ pub async fn etcd() -> Served {
     };
     let process = EtcdProcess::start(options).await.unwrap();
     let endpoint = process.endpoint();
-    Served { endpoint, _guard: None, _task: None, _processes: vec![process], _folders: Vec::new() }
+    Served {
+        endpoints: vec![endpoint],
+        _guard: None,
+        _tasks: Vec::new(),
+        _processes: vec![process],
+        _folders: Vec::new(),
+    }
 }
 
 /// Starts an engine with etcd's limits, behind gRPC.
@@ -130,16 +153,16 @@ pub async fn engine() -> Served {
     let serving = serve(engine, listener, shutdown.clone());
     let task = tokio::spawn(async move { serving.await.unwrap() });
     Served {
-        endpoint,
+        endpoints: vec![endpoint],
         _guard: Some(shutdown.drop_guard()),
-        _task: Some(task),
+        _tasks: vec![task],
         _processes: Vec::new(),
         _folders: vec![folder],
     }
 }
 
-/// Starts a proxy over that many embedded engines, and one for meta.
-pub async fn proxy_over_engines(shards: usize, boundaries: &[Bytes]) -> Served {
+/// Starts proxies over that many embedded engines, and one for meta.
+pub async fn proxies_over_engines(proxies: usize, shards: usize, boundaries: &[Bytes]) -> Served {
     let (mut folders, mut engines) = (Vec::new(), Vec::new());
     for n in 0..=shards {
         let folder = tempfile::tempdir().unwrap();
@@ -149,7 +172,7 @@ pub async fn proxy_over_engines(shards: usize, boundaries: &[Bytes]) -> Served {
         engines.push(Engine::open(config).await.unwrap() as Arc<dyn Shard>);
         folders.push(folder);
     }
-    Served { _folders: folders, ..proxy(engines, boundaries).await }
+    Served { _folders: folders, ..serve_proxies(proxies, engines, boundaries).await }
 }
 
 /// Starts a proxy over that many etcds of one member, and one for meta.
@@ -160,11 +183,11 @@ pub async fn proxy_over_etcds(shards: usize, boundaries: &[Bytes]) -> Served {
         etcds.push(Arc::new(process.shard()) as Arc<dyn Shard>);
         processes.push(process);
     }
-    Served { _processes: processes, ..proxy(etcds, boundaries).await }
+    Served { _processes: processes, ..serve_proxies(1, etcds, boundaries).await }
 }
 
 /// The first is meta; ranges are dealt out to the others in turn.
-async fn proxy(mut shards: Vec<Arc<dyn Shard>>, boundaries: &[Bytes]) -> Served {
+async fn serve_proxies(proxies: usize, mut shards: Vec<Arc<dyn Shard>>, boundaries: &[Bytes]) -> Served {
     let meta = shards.remove(0);
     let directory = ShardDirectory::new();
     let names: Vec<String> = (0..shards.len()).map(|n| format!("shard-{n}")).collect();
@@ -189,25 +212,31 @@ async fn proxy(mut shards: Vec<Arc<dyn Shard>>, boundaries: &[Bytes]) -> Served 
         .collect();
     let id = TopologyId { uid: "conformance".into(), cluster_id: 77 };
     bootstrap(meta.as_ref(), &id, &new, &ranges).await.unwrap();
-    let line = Line::start(meta, LineOptions::default()).await.unwrap();
-    let (listener, endpoint) = listen().await;
-    let options = ProxyOptions {
-        shards: Shards::new(Arc::clone(&line), directory),
-        line,
-        name: "proxy".to_owned(),
-        client_urls: vec![endpoint.clone()],
-        limits: Limits { progress_interval: PROGRESS_INTERVAL, ..Limits::default() },
-        generation: None,
-        drain: Drain::default(),
-    };
-    let proxy = Proxy::start(options).await.unwrap();
     let shutdown = CancellationToken::new();
-    let stop = shutdown.clone();
-    let task = tokio::spawn(async move { proxy.serve(listener, Default::default(), stop).await.unwrap() });
+    let (mut endpoints, mut tasks) = (Vec::new(), Vec::new());
+    for n in 0..proxies {
+        let line = Line::start(Arc::clone(&meta), LineOptions::default()).await.unwrap();
+        let (listener, endpoint) = listen().await;
+        let options = ProxyOptions {
+            shards: Shards::new(Arc::clone(&line), directory.clone()),
+            line,
+            name: format!("proxy-{n}"),
+            client_urls: vec![endpoint.clone()],
+            limits: Limits { progress_interval: PROGRESS_INTERVAL, ..Limits::default() },
+            generation: None,
+            drain: Drain::default(),
+        };
+        let proxy = Proxy::start(options).await.unwrap();
+        let stop = shutdown.clone();
+        tasks.push(tokio::spawn(
+            async move { proxy.serve(listener, Default::default(), stop).await.unwrap() },
+        ));
+        endpoints.push(endpoint);
+    }
     Served {
-        endpoint,
+        endpoints,
         _guard: Some(shutdown.drop_guard()),
-        _task: Some(task),
+        _tasks: tasks,
         _processes: Vec::new(),
         _folders: Vec::new(),
     }

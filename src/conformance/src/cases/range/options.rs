@@ -130,21 +130,23 @@ while",
             Ok(())
         },
     );
-    suite.case(
-        "range/header/identity",
-        "headers name one cluster and a member, and a raft term",
-        |c| async move {
-            c.put("a/1", "x").await?;
-            let first = c.range(get(c.key("a/1"))).await?.header.unwrap_or_default();
-            let second = c.range(get(c.key("c/1"))).await?.header.unwrap_or_default();
-            c.holds("the cluster id is not 0", first.cluster_id != 0);
-            c.holds("the member id is not 0", first.member_id != 0);
-            c.holds("the raft term is not 0", first.raft_term > 0);
-            c.same("cluster", second.cluster_id, first.cluster_id);
-            c.same("member", second.member_id, first.member_id);
-            Ok(())
-        },
-    );
+    suite
+        .case(
+            "range/header/identity",
+            "headers name one cluster and a member, and a raft term",
+            |c| async move {
+                c.put("a/1", "x").await?;
+                let first = c.range(get(c.key("a/1"))).await?.header.unwrap_or_default();
+                let second = c.range(get(c.key("c/1"))).await?.header.unwrap_or_default();
+                c.holds("the cluster id is not 0", first.cluster_id != 0);
+                c.holds("the member id is not 0", first.member_id != 0);
+                c.holds("the raft term is not 0", first.raft_term > 0);
+                c.same("cluster", second.cluster_id, first.cluster_id);
+                c.same("member", second.member_id, first.member_id);
+                Ok(())
+            },
+        )
+        .needs(crate::Need::OneMember);
     suite.case(
         "range/header/require-leader",
         "requests that ask for a leader (metadata hasleader, clientv3's WithRequireLeader) are served",
