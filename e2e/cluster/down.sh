@@ -8,7 +8,7 @@ for folder in "$run"/node*; do [ ! -d "$folder" ] || node_kill "${folder##*/node
 for folder in "$run"/node*; do
     [ ! -d "$folder" ] || wait_for 30 "the end of ${folder##*/}" node_dead "${folder##*/node}"
 done
-find /sys/fs/cgroup/*/"$cgroup" /sys/fs/cgroup/"$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || true
+drop_cgroups
 # The kubelet changes them for the whole machine.
 [ ! -f "$run/sysctl" ] || sysctl -qp "$run/sysctl" >/dev/null || true
 rm -rf "$run"

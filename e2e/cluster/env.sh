@@ -35,6 +35,11 @@ node_dead() { ! node_alive "$1"; }
 # As a power cut: the first process dies, and the kernel kills the rest and drops mounts, interfaces and rules.
 node_kill() { ! node_alive "$1" || kill -KILL "$(node_pid "$1")"; }
 
+# Of the cluster, or of one node of it; none may have processes.
+drop_cgroups() { # [NODE]
+    find /sys/fs/cgroup/*/"$cgroup/${1:-}" /sys/fs/cgroup/"$cgroup/${1:-}" -depth -type d -exec rmdir {} + 2>/dev/null || true
+}
+
 # in_node N COMMAND...: runs COMMAND inside node N, seeing its processes, mounts and network.
 in_node() {
     local pid
