@@ -48,7 +48,12 @@ fn kv_cases() -> Vec<(&'static str, Ask, Code, &'static [&'static str])> {
             over,
             &["/a/k", "/b/k", "shard-0", "shard-1"],
         ),
-        ("txn that deletes all", Ask::Txn(deleted), Code::InvalidArgument, &[]),
+        (
+            "txn that deletes all",
+            Ask::Txn(deleted),
+            Code::FailedPrecondition,
+            &["spans shards", "shard-0", "shard-1"],
+        ),
         (
             "put into the hidden space",
             Ask::Put(hidden_put()),

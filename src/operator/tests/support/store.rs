@@ -497,11 +497,12 @@ impl Store {
         }
         owned.retain(|_, set| !set.is_empty());
         let same_owners = self.entries.get(&key).is_some_and(|e| *e.owned == owned);
-        if let Some(old) = &old {
-            if **old == new && same_owners {
-                return Ok(old.clone());
-            }
-            // Taking over a field that has this value already changes managedFields, and so the resourceVersion.
+        // Taking over a field that has this value already changes managedFields, and so the resourceVersion.
+        if let Some(old) = &old
+            && **old == new
+            && same_owners
+        {
+            return Ok(old.clone());
         }
         new["metadata"]["managedFields"] = managed(&owned, kind);
         if let Some(old) = &old
