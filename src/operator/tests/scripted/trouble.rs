@@ -99,7 +99,7 @@ async fn a_resource_that_is_bad_from_the_start_is_made_once_it_is_mended() {
 async fn pods_that_do_not_come_up_are_told_of() {
     let cases = [
         (Stuck::Unschedulable, "Insufficient memory"),
-        (Stuck::ImagePullBackOff, "pull"),
+        (Stuck::ImagePullBackOff, "has no image"),
         (Stuck::CrashLoop, "again and again"),
     ];
     for (stuck, word) in cases {
