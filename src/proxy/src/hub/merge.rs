@@ -158,8 +158,10 @@ struct Stream {
     behind: usize,
     /// Progress requests under way: each wants at least this revision.
     progress: VecDeque<i64>,
-    /// Explicit start revisions that lay in the future.
+    /// Explicit start revisions that were not merged yet.
     starts: Vec<i64>,
+    /// The highest revision that any of its watchers has been told of.
+    told: i64,
 }
 
 /// Progress requests of one stream that wait at once; a further one takes the place of the oldest.
@@ -334,6 +336,7 @@ impl Merge {
             behind: 0,
             progress: VecDeque::new(),
             starts: Vec::new(),
+            told: 0,
         };
         self.streams.insert(stream, new);
     }
@@ -359,7 +362,7 @@ impl Merge {
         let of = self.streams.get_mut(&stream)?;
         of.watchers.insert(id);
         of.youngest = id;
-        if spec.start > revision {
+        if spec.start > self.head {
             of.starts.push(spec.start);
         }
         let from = if spec.start > 0 { spec.start } else { revision + 1 };
@@ -459,8 +462,11 @@ impl Merge {
                     .min()
                     .unwrap_or(0)
             };
-            let due = stream.progress.iter().filter(|&&p| p <= at).count();
-            if due == 0 {
+            let due = stream.progress.iter().any(|&p| p <= at);
+            // It is for all watchers of the stream, and clientv3 resumes each behind it, also if it is lower than an event
+            // that came before: then that event would come twice (client/v3/watch.go, serveSubstream). As etcd, which answers
+            // only while all watchers are synced, it does not go back.
+            if !due || at < stream.told {
                 continue;
             }
             // As etcd: nothing before the start that a watcher asked for, and nothing without watchers.
@@ -546,9 +552,15 @@ impl Merge {
 
     /// False if the stream has no room.
     fn send(&mut self, stream: StreamId, delivery: Delivery, bytes: usize) -> bool {
-        let Some(s) = self.streams.get(&stream) else { return true };
+        let Some(s) = self.streams.get_mut(&stream) else { return true };
         let room = s.room.take(bytes);
         if room {
+            match &delivery {
+                Delivery::Events { revision, .. }
+                | Delivery::Progress { revision, .. }
+                | Delivery::ProgressOfAll { revision, .. } => s.told = s.told.max(*revision),
+                Delivery::Ended { .. } => {}
+            }
             self.effects.push(Effect::Deliver(stream, delivery));
         }
         room

@@ -258,6 +258,26 @@ fn progress_waits_for_all_and_comes_after_the_events() {
     assert_eq!(b.said(), ["101: a@2 <=3", "102: x@3 <=3", "all <=3"]);
 }
 
+/// Found by the workload: an event came twice after a reconnect, as the client had been sent back by a progress.
+#[test]
+fn progress_of_a_stream_never_goes_back_behind_an_event() {
+    let mut b = Bench::new();
+    let (on_a, on_b) = (b.watch("a", 0), b.watch("x", 0));
+    b.adv(&[(A, 3), (B, 3)]); // 2 of A is late
+    b.ready(B, &[(3, &["x"])]);
+    b.run();
+    b.merge.grace_over(A, 2);
+    assert_eq!(b.said(), [format!("{on_b}: x@3 <=3")]);
+    b.merge.progress(1, 1);
+    assert_eq!(
+        b.said(),
+        Vec::<String>::new(),
+        "all have passed 1, but a client that is told so resumes at 2"
+    );
+    b.ready(A, &[(3, &["a"])]);
+    assert_eq!(b.said(), [format!("{on_a}: a@2 <=3"), "all <=3".to_owned()]);
+}
+
 #[test]
 fn progress_is_for_watchers_that_have_begun() {
     let mut b = Bench::new();
