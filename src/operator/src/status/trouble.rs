@@ -77,7 +77,12 @@ fn of_container(pod: &str, status: &ContainerStatus) -> Option<Trouble> {
     }
     let now = status.state.as_ref().and_then(|state| state.terminated.as_ref());
     let before = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-    let ended = now.or(before).filter(|ended| ended.exit_code != 0)?;
+    let Some(ended) = now.or(before).filter(|ended| ended.exit_code != 0) else {
+        // The runtime has forgotten the container that ended.
+        let why = clip(waiting.and_then(|w| w.message.as_deref()).unwrap_or("no reason is given"));
+        let message = format!("{name} in pod {pod} ends again and again: {why}");
+        return (why_waiting == "CrashLoopBackOff").then_some(Trouble { reason: "CrashLooping", message });
+    };
     // An init container that succeeded in the end has done its part.
     if status.ready {
         return None;
