@@ -55,8 +55,11 @@ async fn make(count: u32, file: &str) {
     operator.end().await;
     let mut all = world.snapshot();
     let (uid, topology) = all.managers.topologies.iter().next().map(|(u, t)| (u.clone(), t.clone())).unwrap();
+    let disks = all.machines.disks.clone();
     for n in 1..count {
         all.store.copy_namespace(FIRST, &format!("space-{n:03}"), n);
+        let of_copy = |text: &str| text.replace("-4000-8000-", &format!("-4000-8{n:03x}-"));
+        all.machines.disks.extend(disks.iter().map(|(uid, token)| (of_copy(uid), of_copy(token))));
         let uid = uid.replace("-4000-8000-", &format!("-4000-8{n:03x}-"));
         all.managers.topologies.insert(uid, topology.clone());
     }
@@ -65,7 +68,7 @@ async fn make(count: u32, file: &str) {
     world.settle(&operator).await;
     operator.end().await;
     let ready = (0..count).filter(|n| world.is_ready_in(&format!("space-{n:03}"), "demo")).count();
-    assert_eq!(ready, count as usize, "not all are ready");
+    assert_eq!(ready, count as usize, "not all are ready: {}", world.story());
     let all = world.snapshot();
     let mut out = BufWriter::new(File::create(file).unwrap());
     writeln!(out, "{}", serde_json::to_string(&all.managers.topologies).unwrap()).unwrap();
