@@ -90,7 +90,7 @@ fn of_container(pod: &str, status: &ContainerStatus) -> Option<Trouble> {
     let said = ended.message.as_deref().map(str::trim).filter(|said| !said.is_empty());
     let why = said.map_or_else(
         || format!("{} (exit code {})", ended.reason.as_deref().unwrap_or("Error"), ended.exit_code),
-        |said| clip(last_lines(said)).to_owned(),
+        |said| clip(last_words(said)).to_owned(),
     );
     let reason = match (name.as_str(), ended.reason.as_deref()) {
         (names::CONTAINER_GUARD, _) => "VolumeRefused",
@@ -101,13 +101,38 @@ fn of_container(pod: &str, status: &ContainerStatus) -> Option<Trouble> {
     Some(Trouble { reason, message: format!("{name} in pod {pod} ends again and again: {why}") })
 }
 
-/// A program's last words, which say more than its first.
-fn last_lines(said: &str) -> &str {
-    said.lines().next_back().unwrap_or(said)
+/// A program's last words, which say more than its first; of one that was called wrongly, what comes before the words
+/// on how to call it.
+fn last_words(said: &str) -> &str {
+    let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let complaint = lines().take_while(|line| !line.to_ascii_lowercase().starts_with("usage")).last();
+    let is_usage = lines().any(|line| line.to_ascii_lowercase().starts_with("usage"));
+    complaint.filter(|_| is_usage).or_else(|| lines().last()).unwrap_or(said)
 }
 
 /// At most [`TEXT_BYTES_MAX`] of a text.
 pub(super) fn clip(text: &str) -> &str {
     let end = (0..=TEXT_BYTES_MAX.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     text.get(..end.unwrap_or(0)).unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_say_what_is_wrong() {
+        for (said, expected) in [
+            ("starting\npanic: disk on fire\n", "panic: disk on fire"),
+            // etcd (server/etcdmain/config.go) prints how to call it behind what is wrong.
+            (
+                "flag provided but not defined: -no\nUsage:\n\n  etcd [flags]\n    Start it.\n",
+                "flag provided but not defined: -no",
+            ),
+            ("Usage:\n  etcd [flags]\n", "etcd [flags]"),
+            ("one", "one"),
+        ] {
+            assert_eq!(last_words(said), expected);
+        }
+    }
 }
