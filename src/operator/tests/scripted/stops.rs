@@ -60,7 +60,6 @@ async fn disturbed(scenario: &Scenario) -> End {
         let disturbance = Disturbance { watching, fault: Some((n, When::After, Fault::Stop)) };
         assert_same(scenario, disturbance, &calm, &run(scenario, &base, disturbance).await);
     }
-    println!("{}: {} calls", scenario.name, calm.calls);
     calm
 }
 
