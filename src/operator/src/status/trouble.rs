@@ -107,7 +107,7 @@ fn last_words(said: &str) -> &str {
     let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
     let complaint = lines().take_while(|line| !line.to_ascii_lowercase().starts_with("usage")).last();
     let is_usage = lines().any(|line| line.to_ascii_lowercase().starts_with("usage"));
-    complaint.filter(|_| is_usage).or_else(|| lines().last()).unwrap_or(said)
+    complaint.filter(|_| is_usage).or_else(|| lines().next_back()).unwrap_or(said)
 }
 
 /// At most [`TEXT_BYTES_MAX`] of a text.
