@@ -60,8 +60,9 @@ async fn main() {
     let (writers, seconds, watchers) = (number(100), number(5), number(0));
     let temporary = tempfile::tempdir().unwrap();
     let dir = arguments.next().map_or(temporary.path().to_owned(), Into::into);
-    let engine =
-        Engine::open(EngineConfig { quota_bytes: 64 << 30, ..EngineConfig::new(dir, "load") }).await.unwrap();
+    let mut config = EngineConfig::new(dir, "load");
+    config.quota_bytes = 64 << 30;
+    let engine = Engine::open(config).await.unwrap();
 
     let seen = Arc::new(AtomicU64::new(0));
     for _ in 0..watchers {

@@ -5,7 +5,6 @@
 //! does not check out is damaged and refused by name.
 
 use std::{
-    fs::File,
     io::{self, BufReader, BufWriter, Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,6 +12,7 @@ use std::{
 
 use crate::{
     codec::{Decoder, Encoder, Malformed},
+    disk::{Disk, DiskFile},
     mvcc::{Alarm, EventLog, FIRST_EVENT_REVISION, Restore, Store, StoredVersion, Version},
     wal::WalError,
 };
@@ -40,10 +40,9 @@ fn path(dir: &Path, sequence: u64) -> PathBuf {
     dir.join(format!("checkpoint-{sequence:016x}.db"))
 }
 
-fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, WalError> {
+fn list(disk: &Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, WalError> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(WalError::io("list", dir))? {
-        let path = entry.map_err(WalError::io("list", dir))?.path();
+    for path in disk.list(dir).map_err(WalError::io("list", dir))? {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let number = name.strip_prefix("checkpoint-").and_then(|rest| rest.strip_suffix(".db"));
         if let Some(sequence) = number.and_then(|digits| u64::from_str_radix(digits, 16).ok()) {
@@ -55,26 +54,32 @@ fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, WalError> {
 }
 
 /// Writes the store as it was after log record `sequence` and removes older checkpoints. Returns the file's size.
-pub fn write(dir: &Path, cluster_id: u64, sequence: u64, store: &Store) -> Result<u64, WalError> {
+pub fn write(
+    disk: &Disk,
+    dir: &Path,
+    cluster_id: u64,
+    sequence: u64,
+    store: &Store,
+) -> Result<u64, WalError> {
     let temporary = dir.join("checkpoint.tmp");
-    let size = write_file(&temporary, cluster_id, sequence, store).map_err(|error| {
-        let _ = std::fs::remove_file(&temporary);
+    let size = write_file(disk, &temporary, cluster_id, sequence, store).map_err(|error| {
+        let _ = disk.remove(&temporary);
         WalError::io("write", &temporary)(error)
     })?;
     let path = path(dir, sequence);
-    std::fs::rename(&temporary, &path).map_err(WalError::io("rename", &temporary))?;
-    crate::wal::sync_dir(dir)?;
-    for (older, path) in list(dir)? {
+    disk.rename(&temporary, &path).map_err(WalError::io("rename", &temporary))?;
+    crate::wal::sync_dir(disk, dir)?;
+    for (older, path) in list(disk, dir)? {
         if older < sequence {
-            std::fs::remove_file(&path).map_err(WalError::io("remove", &path))?;
+            disk.remove(&path).map_err(WalError::io("remove", &path))?;
         }
     }
     Ok(size)
 }
 
-fn write_file(path: &Path, cluster_id: u64, sequence: u64, store: &Store) -> io::Result<u64> {
+fn write_file(disk: &Disk, path: &Path, cluster_id: u64, sequence: u64, store: &Store) -> io::Result<u64> {
     let mut out =
-        Blocks { file: BufWriter::with_capacity(1 << 20, File::create(path)?), written: 0, synced: 0 };
+        Blocks { file: BufWriter::with_capacity(1 << 20, disk.create(path)?), written: 0, synced: 0 };
     let mut header = Vec::new();
     header.put_raw(MAGIC);
     header.put_u32(FORMAT);
@@ -153,7 +158,7 @@ fn write_file(path: &Path, cluster_id: u64, sequence: u64, store: &Store) -> io:
 }
 
 struct Blocks {
-    file: BufWriter<File>,
+    file: BufWriter<DiskFile>,
     written: u64,
     synced: u64,
 }
@@ -192,15 +197,20 @@ pub struct Loaded {
 }
 
 /// Reads the newest checkpoint, or gives an empty store if there is none.
-pub fn load(dir: &Path, cluster_id: u64) -> Result<Loaded, WalError> {
+pub fn load(disk: &Disk, dir: &Path, cluster_id: u64) -> Result<Loaded, WalError> {
     let temporary = dir.join("checkpoint.tmp");
-    match std::fs::remove_file(&temporary) {
+    match disk.remove(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(WalError::io("remove", &temporary)(error));
         }
         _ => {}
     }
-    let Some((sequence, path)) = list(dir)?.pop() else {
+    read(disk, dir, cluster_id)
+}
+
+/// Like [`load`], but changes nothing on disk.
+pub fn read(disk: &Disk, dir: &Path, cluster_id: u64) -> Result<Loaded, WalError> {
+    let Some((sequence, path)) = list(disk, dir)?.pop() else {
         return Ok(Loaded {
             sequence: 0,
             file_bytes: 0,
@@ -208,7 +218,7 @@ pub fn load(dir: &Path, cluster_id: u64) -> Result<Loaded, WalError> {
             log: EventLog::new(FIRST_EVENT_REVISION),
         });
     };
-    let mut reader = Reader::open(&path)?;
+    let mut reader = Reader::open(disk, &path)?;
     let (store, log) = reader.store(cluster_id, sequence)?;
     Ok(Loaded { sequence, file_bytes: reader.offset, store, log })
 }
@@ -216,14 +226,14 @@ pub fn load(dir: &Path, cluster_id: u64) -> Result<Loaded, WalError> {
 /// Reads a checkpoint block by block.
 struct Reader<'a> {
     path: &'a Path,
-    file: BufReader<File>,
+    file: BufReader<DiskFile>,
     /// Where the next block starts.
     offset: u64,
 }
 
 impl<'a> Reader<'a> {
-    fn open(path: &'a Path) -> Result<Self, WalError> {
-        let file = File::open(path).map_err(WalError::io("open", path))?;
+    fn open(disk: &Disk, path: &'a Path) -> Result<Self, WalError> {
+        let file = disk.open(path).map_err(WalError::io("open", path))?;
         Ok(Self { path, file: BufReader::with_capacity(1 << 20, file), offset: 0 })
     }
 

@@ -5,6 +5,7 @@ use std::fs;
 
 use crate::{
     checkpoint::{load, write},
+    disk::Disk,
     mvcc::Store,
     wal::WalError,
 };
@@ -22,7 +23,7 @@ fn store(keys: usize) -> Store {
 #[test]
 fn any_flipped_byte_is_noticed_and_named() {
     let dir = tempfile::tempdir().unwrap();
-    let bytes = write(dir.path(), 1, 5, &store(2000)).unwrap() as usize;
+    let bytes = write(&Disk::Real, dir.path(), 1, 5, &store(2000)).unwrap() as usize;
     let path = dir.path().join("checkpoint-0000000000000005.db");
     let good = fs::read(&path).unwrap();
     assert_eq!(good.len(), bytes);
@@ -30,7 +31,7 @@ fn any_flipped_byte_is_noticed_and_named() {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
         fs::write(&path, &bad).unwrap();
-        match load(dir.path(), 1) {
+        match load(&Disk::Real, dir.path(), 1) {
             Err(WalError::Corrupt { path: named, .. } | WalError::Newer { path: named, .. }) => {
                 assert_eq!(named, path);
             }
@@ -39,20 +40,20 @@ fn any_flipped_byte_is_noticed_and_named() {
     }
     for len in [0, 10, 32, 100, bytes / 2, bytes - 1] {
         fs::write(&path, &good[..len]).unwrap();
-        assert!(matches!(load(dir.path(), 1), Err(WalError::Corrupt { .. })), "cut to {len}");
+        assert!(matches!(load(&Disk::Real, dir.path(), 1), Err(WalError::Corrupt { .. })), "cut to {len}");
     }
     fs::write(&path, &good).unwrap();
-    assert_eq!(load(dir.path(), 1).unwrap().store.revision(), 2001);
-    assert!(matches!(load(dir.path(), 2), Err(WalError::Foreign { found: 1, expected: 2, .. })));
+    assert_eq!(load(&Disk::Real, dir.path(), 1).unwrap().store.revision(), 2001);
+    assert!(matches!(load(&Disk::Real, dir.path(), 2), Err(WalError::Foreign { found: 1, expected: 2, .. })));
 }
 
 #[test]
 fn a_newer_checkpoint_replaces_the_older_and_a_half_written_one_does_not_count() {
     let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), 1, 5, &store(3)).unwrap();
-    write(dir.path(), 1, 9, &store(4)).unwrap();
+    write(&Disk::Real, dir.path(), 1, 5, &store(3)).unwrap();
+    write(&Disk::Real, dir.path(), 1, 9, &store(4)).unwrap();
     fs::write(dir.path().join("checkpoint.tmp"), b"half").unwrap();
-    let loaded = load(dir.path(), 1).unwrap();
+    let loaded = load(&Disk::Real, dir.path(), 1).unwrap();
     assert_eq!((loaded.sequence, loaded.store.revision()), (9, 5));
     let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["checkpoint-0000000000000009.db"]);
@@ -68,8 +69,8 @@ fn a_long_history_is_stored_over_several_blocks() {
         write.end();
     }
     let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), 1, 1, &store).unwrap();
-    let loaded = load(dir.path(), 1).unwrap();
+    write(&Disk::Real, dir.path(), 1, 1, &store).unwrap();
+    let loaded = load(&Disk::Real, dir.path(), 1).unwrap();
     let chain = |store: &Store| {
         let mut versions = Vec::new();
         let mut next = store.get(b"hot").cloned();

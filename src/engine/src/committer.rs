@@ -26,6 +26,7 @@ use tonic::Code;
 
 use crate::{
     checkpoint,
+    disk::Disk,
     entry::Entry,
     errors,
     mvcc::{Alarm, Changes, Store},
@@ -124,6 +125,7 @@ struct Batch {
 /// Limits of the committer.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
+    pub disk: Disk,
     pub dir: PathBuf,
     pub quota_bytes: u64,
     pub lease_ttl_seconds_min: i64,
@@ -191,19 +193,30 @@ impl Committer {
                 break;
             }
             queue.extend(received.drain(..));
-            self.batch(&mut queue);
-            self.collect();
-            if self.collect_target().is_none() {
-                self.physical.drain(..).for_each(Answer::send);
-            }
-            self.checkpoint();
-            let is_waiting = self.checkpointing.is_some() || self.collected < self.store.compact_revision();
-            self.shared.wants_tick.store(is_waiting, Ordering::Relaxed);
+            self.work(&mut queue);
         }
         self.physical.drain(..).for_each(Answer::send);
         if let Some(running) = self.checkpointing.take() {
             self.finish_checkpoint(running);
         }
+    }
+
+    /// One batch, and what is to be done after it.
+    pub(crate) fn work(&mut self, queue: &mut VecDeque<Command>) {
+        self.batch(queue);
+        self.collect();
+        if self.collect_target().is_none() {
+            self.physical.drain(..).for_each(Answer::send);
+        }
+        self.checkpoint();
+        let is_waiting = self.checkpointing.is_some() || self.collected < self.store.compact_revision();
+        self.shared.wants_tick.store(is_waiting, Ordering::Relaxed);
+    }
+
+    /// What readers see.
+    #[cfg(test)]
+    pub(crate) fn published(&self) -> Arc<Store> {
+        self.shared.published.load_full()
     }
 
     /// Waits for requests, or only looks for some while there is history to give back. False at the end.
@@ -549,16 +562,16 @@ impl Committer {
             return;
         }
         let snapshot = self.shared.published.load_full();
-        let (dir, cluster_id, sequence) =
-            (self.limits.dir.clone(), self.shared.cluster_id, self.wal.last_sequence());
+        let (disk, dir) = (self.limits.disk.clone(), self.limits.dir.clone());
+        let (cluster_id, sequence) = (self.shared.cluster_id, self.wal.last_sequence());
         let is_done = Arc::new(AtomicBool::new(false));
         let done = Arc::clone(&is_done);
         let work = move || {
-            let result = checkpoint::write(&dir, cluster_id, sequence, &snapshot);
+            let result = checkpoint::write(&disk, &dir, cluster_id, sequence, &snapshot);
             done.store(true, Ordering::Release);
             result
         };
-        match std::thread::Builder::new().name("engine-checkpoint".into()).spawn(work) {
+        match self.limits.disk.spawn("engine-checkpoint", work) {
             Ok(thread) => {
                 let wal_bytes = std::mem::take(&mut self.wal_bytes);
                 self.checkpointing = Some(Checkpointing { sequence, wal_bytes, is_done, thread });

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use crate::{lease, quota, wal::IoHook};
+use crate::{disk::Disk, lease, quota, wal::IoHook};
 
 /// Configuration of an [`Engine`](crate::Engine). Start from [`EngineConfig::new`].
 #[derive(Clone)]
@@ -39,6 +39,7 @@ pub struct EngineConfig {
     pub queue_requests_max: usize,
     /// Called before the log touches the disk, for fault injection in tests.
     pub io_hook: Option<IoHook>,
+    pub(crate) disk: Disk,
 }
 
 impl EngineConfig {
@@ -60,6 +61,7 @@ impl EngineConfig {
             checkpoint_wal_bytes: 64 << 20,
             queue_requests_max: 4096,
             io_hook: None,
+            disk: Disk::Real,
         }
     }
 

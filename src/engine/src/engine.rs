@@ -135,6 +135,7 @@ impl Engine {
 
         let (commands, received) = mpsc::channel(config.queue_requests_max.max(1));
         let limits = Limits {
+            disk: config.disk.clone(),
             dir: config.dir.clone(),
             quota_bytes: config.quota(),
             lease_ttl_seconds_min: config.lease_ttl_seconds_min,
@@ -461,30 +462,39 @@ impl Drop for Ended {
 }
 
 /// What opening a directory gives.
-struct Opened {
-    lock: File,
-    shared: Arc<Shared>,
-    wal: Wal,
-    wal_bytes: u64,
-    checkpoint_bytes: u64,
+pub(crate) struct Opened {
+    lock: Option<File>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) wal: Wal,
+    pub(crate) wal_bytes: u64,
+    pub(crate) checkpoint_bytes: u64,
 }
 
 impl Opened {
-    fn open(config: &EngineConfig) -> std::result::Result<Self, EngineError> {
+    pub(crate) fn open(config: &EngineConfig) -> std::result::Result<Self, EngineError> {
+        let disk = &config.disk;
         let dir = config.dir.as_path();
-        let lock = identity::lock(dir)?;
-        let identity = identity::load_or_create(dir, &config.name, config.cluster_id)?;
-        let Loaded { sequence, file_bytes, mut store, mut log } = checkpoint::load(dir, identity.cluster_id)?;
-        let recovered = wal::recover(dir, identity.cluster_id, sequence, |record: Bytes, path, offset| {
-            entry::replay(&record, &mut store, |changes| log.push(changes))
-                .map_err(|source| EngineError::Replay { path: path.to_owned(), offset, source })
-        })?;
+        let lock = identity::lock(disk, dir)?;
+        let identity = identity::load_or_create(disk, dir, &config.name, config.cluster_id)?;
+        let Loaded { sequence, file_bytes, mut store, mut log } =
+            checkpoint::load(disk, dir, identity.cluster_id)?;
+        let recovered =
+            wal::recover(disk, dir, identity.cluster_id, sequence, |record: Bytes, path, offset| {
+                entry::replay(&record, &mut store, |changes| log.push(changes))
+                    .map_err(|source| EngineError::Replay { path: path.to_owned(), offset, source })
+            })?;
         if recovered.segments.is_empty() && (identity.has_log || sequence > 0) {
             return Err(EngineError::LogMissing { dir: dir.to_owned() });
         }
         let wal_bytes = recovered.replayed_bytes;
-        let wal =
-            Wal::open(dir, identity.cluster_id, config.segment_bytes, recovered, config.io_hook.clone())?;
+        let wal = Wal::open(
+            disk,
+            dir,
+            identity.cluster_id,
+            config.segment_bytes,
+            recovered,
+            config.io_hook.clone(),
+        )?;
         tracing::info!(
             engine = config.name,
             dir = %dir.display(),
@@ -496,7 +506,7 @@ impl Opened {
         );
         let shared = Arc::new(Shared::new(identity.cluster_id, identity.member_id, store, log));
         if !identity.has_log {
-            identity::set_has_log(dir, identity)?;
+            identity::set_has_log(disk, dir, identity)?;
         }
         Ok(Self { lock, shared, wal, wal_bytes, checkpoint_bytes: file_bytes })
     }

@@ -9,12 +9,15 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    disk::Disk,
     engine::EngineError,
     wal::{WalError, sync_dir},
 };
 
 /// Version of the directory's format; a newer one is refused.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The one without a checksum.
+const FORMAT_BARE: u32 = 1;
 const FILE: &str = "identity.json";
 const LOCK: &str = "LOCK";
 
@@ -28,11 +31,30 @@ pub(crate) struct Identity {
     pub(crate) member_id: u64,
     /// Whether the log was made: from then on a directory without one has lost its data.
     pub(crate) has_log: bool,
+    /// CRC-32 of the others, from format 2 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    checksum: Option<u32>,
+}
+
+impl Identity {
+    fn checksum(&self) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(self.name.as_bytes());
+        hasher.update(&self.cluster_id.to_le_bytes());
+        hasher.update(&self.member_id.to_le_bytes());
+        hasher.update(&[u8::from(self.has_log)]);
+        hasher.finalize()
+    }
 }
 
 /// Makes the directory if needed and takes its lock, which lives as long as the file handle.
-pub(crate) fn lock(dir: &Path) -> Result<File, EngineError> {
-    std::fs::create_dir_all(dir).map_err(WalError::io("make", dir))?;
+/// A simulated disk has none.
+pub(crate) fn lock(disk: &Disk, dir: &Path) -> Result<Option<File>, EngineError> {
+    disk.make_dir(dir).map_err(WalError::io("make", dir))?;
+    #[cfg(test)]
+    if let Disk::Sim(_) = disk {
+        return Ok(None);
+    }
     let path = dir.join(LOCK);
     let file = File::options()
         .create(true)
@@ -41,22 +63,30 @@ pub(crate) fn lock(dir: &Path) -> Result<File, EngineError> {
         .open(&path)
         .map_err(WalError::io("open", &path))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Err(EngineError::Locked { dir: dir.to_owned() }),
         Err(TryLockError::Error(error)) => Err(WalError::io("lock", &path)(error).into()),
     }
 }
 
+/// Reads the identity of a directory that has one.
+pub(crate) fn load(disk: &Disk, dir: &Path) -> Result<Identity, EngineError> {
+    let path = dir.join(FILE);
+    let text = disk.read(&path).map_err(WalError::io("read", &path))?;
+    check(&path, &text, None)
+}
+
 /// Reads the directory's identity, or gives an empty directory one.
 pub(crate) fn load_or_create(
+    disk: &Disk,
     dir: &Path,
     name: &str,
     cluster_id: Option<u64>,
 ) -> Result<Identity, EngineError> {
     let path = dir.join(FILE);
-    match std::fs::read(&path) {
+    match disk.read(&path) {
         Ok(text) => check(&path, &text, cluster_id),
-        Err(error) if error.kind() == ErrorKind::NotFound => create(dir, &path, name, cluster_id),
+        Err(error) if error.kind() == ErrorKind::NotFound => create(disk, dir, &path, name, cluster_id),
         Err(error) => Err(WalError::io("read", &path)(error).into()),
     }
 }
@@ -73,6 +103,15 @@ fn check(path: &Path, text: &[u8], cluster_id: Option<u64>) -> Result<Identity, 
         return Err(WalError::Newer { path: path.to_owned(), found: format }.into());
     }
     let identity: Identity = serde_json::from_slice(text).map_err(malformed)?;
+    let intact = match identity.format {
+        FORMAT_BARE => identity.checksum.is_none(),
+        FORMAT => identity.checksum == Some(identity.checksum()),
+        _ => false,
+    };
+    if !intact {
+        let reason = "its checksum is wrong";
+        return Err(WalError::Corrupt { path: path.to_owned(), offset: 0, reason }.into());
+    }
     match cluster_id {
         Some(expected) if expected != identity.cluster_id => {
             Err(WalError::Foreign { path: path.to_owned(), found: identity.cluster_id, expected }.into())
@@ -81,9 +120,15 @@ fn check(path: &Path, text: &[u8], cluster_id: Option<u64>) -> Result<Identity, 
     }
 }
 
-fn create(dir: &Path, path: &Path, name: &str, cluster_id: Option<u64>) -> Result<Identity, EngineError> {
-    for entry in std::fs::read_dir(dir).map_err(WalError::io("list", dir))? {
-        let file = entry.map_err(WalError::io("list", dir))?.file_name();
+fn create(
+    disk: &Disk,
+    dir: &Path,
+    path: &Path,
+    name: &str,
+    cluster_id: Option<u64>,
+) -> Result<Identity, EngineError> {
+    for entry in disk.list(dir).map_err(WalError::io("list", dir))? {
+        let file = entry.file_name().unwrap_or_default();
         // A half-written identity from a start that was interrupted, our lock, and what mkfs leaves behind.
         if file != LOCK && file != "lost+found" && file != "identity.tmp" {
             return Err(EngineError::NotEmpty {
@@ -99,25 +144,27 @@ fn create(dir: &Path, path: &Path, name: &str, cluster_id: Option<u64>) -> Resul
         cluster_id: cluster_id.unwrap_or_else(nonzero),
         member_id: nonzero(),
         has_log: false,
+        checksum: None,
     };
-    store(dir, path, &identity)?;
+    store(disk, dir, path, &identity)?;
     Ok(identity)
 }
 
 /// Notes that the log was made.
-pub(crate) fn set_has_log(dir: &Path, mut identity: Identity) -> Result<(), EngineError> {
+pub(crate) fn set_has_log(disk: &Disk, dir: &Path, mut identity: Identity) -> Result<(), EngineError> {
     identity.has_log = true;
-    store(dir, &dir.join(FILE), &identity)
+    store(disk, dir, &dir.join(FILE), &identity)
 }
 
-fn store(dir: &Path, path: &Path, identity: &Identity) -> Result<(), EngineError> {
-    let text = serde_json::to_vec_pretty(identity)
+fn store(disk: &Disk, dir: &Path, path: &Path, identity: &Identity) -> Result<(), EngineError> {
+    let identity = Identity { format: FORMAT, checksum: Some(identity.checksum()), ..identity.clone() };
+    let text = serde_json::to_vec_pretty(&identity)
         .map_err(|source| EngineError::Identity { path: path.to_owned(), source })?;
     let temporary = dir.join("identity.tmp");
-    File::create(&temporary)
+    disk.create(&temporary)
         .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
         .map_err(WalError::io("write", &temporary))?;
-    std::fs::rename(&temporary, path).map_err(WalError::io("rename", &temporary))?;
-    sync_dir(dir)?;
+    disk.rename(&temporary, path).map_err(WalError::io("rename", &temporary))?;
+    sync_dir(disk, dir)?;
     Ok(())
 }

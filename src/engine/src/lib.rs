@@ -23,6 +23,9 @@ mod checkpoint_tests;
 pub mod codec;
 mod committer;
 mod config;
+#[cfg(test)]
+mod crash_tests;
+mod disk;
 mod engine;
 pub mod entry;
 pub mod errors;
@@ -34,11 +37,13 @@ pub mod serve;
 mod shard;
 mod shared;
 pub mod txn;
+mod verify;
 pub mod wal;
 mod watch;
 
 pub use config::EngineConfig;
 pub use engine::{Engine, EngineError};
+pub use verify::{Contents, verify};
 
 /// The etcd release whose semantics the engine follows and which it reports.
 pub const ETCD_VERSION: &str = "3.7.3";

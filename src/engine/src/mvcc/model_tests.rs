@@ -344,8 +344,8 @@ proptest! {
     fn a_checkpoint_gives_the_same_store(ops in ops()) {
         let (subject, model) = run(&ops);
         let dir = tempfile::tempdir().unwrap();
-        crate::checkpoint::write(dir.path(), 7, 42, &subject.store).unwrap();
-        let loaded = crate::checkpoint::load(dir.path(), 7).unwrap();
+        crate::checkpoint::write(&crate::disk::Disk::Real, dir.path(), 7, 42, &subject.store).unwrap();
+        let loaded = crate::checkpoint::load(&crate::disk::Disk::Real, dir.path(), 7).unwrap();
         prop_assert_eq!(loaded.sequence, 42);
         compare(&loaded.store, &loaded.log, &model);
         prop_assert_eq!(loaded.store.applied(), subject.store.applied());

@@ -90,7 +90,7 @@ impl Cluster for Service {
             id: self.engine.member_id(),
             name: self.engine.name().to_owned(),
             peer_ur_ls: Vec::new(),
-            client_ur_ls: vec![format!("http://{}", self.address)],
+            client_ur_ls: self.client_urls.to_vec(),
             is_learner: false,
         };
         let header = Some(self.engine.shared.current_header());

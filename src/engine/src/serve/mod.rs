@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Status,
+    service::Routes,
     transport::{Server, server::TcpIncoming},
 };
 
@@ -54,15 +55,8 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     let address = listener.local_addr().map_err(ServeError::Address)?;
-    let bytes_max = engine.config.max_request_bytes.saturating_add(GRPC_OVERHEAD_BYTES);
-    let service = Service { engine, address, shutdown: shutdown.clone() };
     Server::builder()
-        .add_service(KvServer::new(service.clone()).max_decoding_message_size(bytes_max))
-        .add_service(WatchServer::new(service.clone()).max_decoding_message_size(bytes_max))
-        .add_service(LeaseServer::new(service.clone()))
-        .add_service(MaintenanceServer::new(service.clone()))
-        .add_service(ClusterServer::new(service.clone()))
-        .add_service(AuthServer::new(service))
+        .add_routes(routes(engine, vec![format!("http://{address}")], shutdown.clone()))
         .serve_with_incoming_shutdown(
             TcpIncoming::from(listener).with_nodelay(Some(true)),
             shutdown.cancelled_owned(),
@@ -71,11 +65,24 @@ pub async fn serve(
         .map_err(|source| ServeError::Transport { address, source })
 }
 
+/// The services alone, for a server that has other paths as well. Watches end at `shutdown`; `client_urls` is what
+/// MemberList tells clients to dial.
+pub fn routes(engine: Arc<Engine>, client_urls: Vec<String>, shutdown: CancellationToken) -> Routes {
+    let bytes_max = engine.config.max_request_bytes.saturating_add(GRPC_OVERHEAD_BYTES);
+    let service = Service { engine, client_urls: client_urls.into(), shutdown };
+    Routes::new(KvServer::new(service.clone()).max_decoding_message_size(bytes_max))
+        .add_service(WatchServer::new(service.clone()).max_decoding_message_size(bytes_max))
+        .add_service(LeaseServer::new(service.clone()))
+        .add_service(MaintenanceServer::new(service.clone()))
+        .add_service(ClusterServer::new(service.clone()))
+        .add_service(AuthServer::new(service))
+}
+
 /// What every service needs.
 #[derive(Clone)]
 struct Service {
     engine: Arc<Engine>,
-    address: SocketAddr,
+    client_urls: Arc<[String]>,
     shutdown: CancellationToken,
 }
 

@@ -19,8 +19,8 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-pub use reader::{Recovered, recover};
-pub use segment::sync_dir;
+pub use reader::{Recovered, recover, verify};
+pub use segment::{list, sync_dir};
 pub use writer::{AppendError, Wal};
 
 use std::{io, path::PathBuf, sync::Arc};

@@ -1,10 +1,6 @@
 //! Reading the log back.
 
-use std::{
-    fs::OpenOptions,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
@@ -12,6 +8,7 @@ use super::{
     WalError, frame,
     segment::{self, Header},
 };
+use crate::disk::Disk;
 
 /// Where the log ends, so that the writer can go on there.
 #[derive(Debug)]
@@ -31,19 +28,45 @@ pub struct Recovered {
 /// A torn record at the very end is dropped. What was read from the last segment is written and synced once more: a
 /// record that reached only the page cache when a sync failed becomes durable before anybody can see it.
 pub fn recover<E: From<WalError>>(
+    disk: &Disk,
     dir: &Path,
     cluster_id: u64,
     checkpoint_sequence: u64,
+    apply: impl FnMut(Bytes, &Path, u64) -> Result<(), E>,
+) -> Result<Recovered, E> {
+    scan(disk, dir, cluster_id, checkpoint_sequence, true, apply)
+}
+
+/// Like [`recover`], but changes nothing on disk.
+pub fn verify<E: From<WalError>>(
+    disk: &Disk,
+    dir: &Path,
+    cluster_id: u64,
+    checkpoint_sequence: u64,
+    apply: impl FnMut(Bytes, &Path, u64) -> Result<(), E>,
+) -> Result<Recovered, E> {
+    scan(disk, dir, cluster_id, checkpoint_sequence, false, apply)
+}
+
+fn scan<E: From<WalError>>(
+    disk: &Disk,
+    dir: &Path,
+    cluster_id: u64,
+    checkpoint_sequence: u64,
+    is_repair: bool,
     mut apply: impl FnMut(Bytes, &Path, u64) -> Result<(), E>,
 ) -> Result<Recovered, E> {
-    let segments = segment::list(dir)?;
+    let segments = segment::list(disk, dir)?;
+    // Segments that the checkpoint made superfluous may still be there, some of them or under an old name, if the
+    // machine stopped while they were given up: nothing is read from them.
+    let given_up = segments.iter().skip(1).take_while(|(first, _)| *first <= checkpoint_sequence + 1).count();
     let mut next_sequence = checkpoint_sequence + 1;
     let mut tail_offset = segment::HEADER_BYTES as u64;
     let mut replayed_bytes = 0;
     let mut expected = None;
-    for (index, (named, path)) in segments.iter().enumerate() {
+    for (index, (named, path)) in segments.iter().enumerate().skip(given_up) {
         // One segment at a time in memory.
-        let file = Bytes::from(std::fs::read(path).map_err(WalError::io("read", path))?);
+        let file = Bytes::from(disk.read(path).map_err(WalError::io("read", path))?);
         let header = Header::decode(&file, path)?;
         let corrupt =
             |offset: usize, reason| WalError::Corrupt { path: path.clone(), offset: offset as u64, reason };
@@ -85,8 +108,13 @@ pub fn recover<E: From<WalError>>(
         if !is_last && segments[index + 1].0 != sequence {
             return Err(corrupt(offset, "a record is damaged and another segment follows").into());
         }
+        if is_last && sequence <= checkpoint_sequence {
+            return Err(corrupt(offset, "the log ends before the checkpoint does").into());
+        }
         if is_last {
-            rewrite(path, &file, offset)?;
+            if is_repair {
+                rewrite(disk, path, &file, offset)?;
+            }
             tail_offset = offset as u64;
         }
         expected = Some(sequence);
@@ -96,8 +124,8 @@ pub fn recover<E: From<WalError>>(
 }
 
 /// Writes the intact part again, zeros behind it, and syncs both.
-fn rewrite(path: &Path, file: &[u8], end: usize) -> Result<(), WalError> {
-    let handle = OpenOptions::new().write(true).open(path).map_err(WalError::io("open", path))?;
+fn rewrite(disk: &Disk, path: &Path, file: &[u8], end: usize) -> Result<(), WalError> {
+    let handle = disk.open_to_write(path).map_err(WalError::io("open", path))?;
     let end = end.min(file.len());
     handle.write_all_at(&file[..end], 0).map_err(WalError::io("write", path))?;
     if file[end..].iter().any(|byte| *byte != 0) {

@@ -1,14 +1,15 @@
 //! Segment files: names, header block, preallocation.
 
 use std::{
-    fs::{File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
 use super::{FORMAT, WalError};
-use crate::codec::{Decoder, Encoder};
+use crate::{
+    codec::{Decoder, Encoder},
+    disk::{Disk, DiskFile},
+};
 
 /// The header block, so that frames start at a page.
 pub const HEADER_BYTES: usize = 4096;
@@ -72,11 +73,10 @@ pub fn path(dir: &Path, first_sequence: u64) -> PathBuf {
 }
 
 /// All segments of a directory by ascending first sequence number, as their names say.
-pub fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, WalError> {
-    let entries = std::fs::read_dir(dir).map_err(WalError::io("list", dir))?;
+pub fn list(disk: &Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, WalError> {
+    let entries = disk.list(dir).map_err(WalError::io("list", dir))?;
     let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(WalError::io("list", dir))?.path();
+    for path in entries {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let number = name.strip_prefix("wal-").and_then(|rest| rest.strip_suffix(".log"));
         if let Some(first) = number.and_then(|digits| u64::from_str_radix(digits, 16).ok()) {
@@ -88,9 +88,9 @@ pub fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, WalError> {
 }
 
 /// Makes a file of `bytes` zeros, synced, that can become a segment.
-pub fn preallocate(path: &Path, bytes: u64) -> Result<(), WalError> {
+pub fn preallocate(disk: &Disk, path: &Path, bytes: u64) -> Result<(), WalError> {
     let fill = || -> io::Result<()> {
-        let mut file = File::create(path)?;
+        let mut file = disk.create(path)?;
         let zeros = vec![0u8; 1 << 20];
         let mut left = bytes;
         while left > 0 {
@@ -102,23 +102,28 @@ pub fn preallocate(path: &Path, bytes: u64) -> Result<(), WalError> {
     };
     fill().map_err(|error| {
         // A half-made file would only take space.
-        let _ = std::fs::remove_file(path);
+        let _ = disk.remove(path);
         WalError::io("preallocate", path)(error)
     })
 }
 
 /// Turns a preallocated or used file into the segment with this header: durable, name included, when it returns.
-pub fn take_into_use(dir: &Path, spare: &Path, header: Header) -> Result<(File, PathBuf), WalError> {
-    let file = OpenOptions::new().read(true).write(true).open(spare).map_err(WalError::io("open", spare))?;
+pub fn take_into_use(
+    disk: &Disk,
+    dir: &Path,
+    spare: &Path,
+    header: Header,
+) -> Result<(DiskFile, PathBuf), WalError> {
+    let file = disk.open_to_write(spare).map_err(WalError::io("open", spare))?;
     file.write_all_at(&header.encode(), 0).map_err(WalError::io("write", spare))?;
     file.sync_data().map_err(WalError::io("sync", spare))?;
     let path = path(dir, header.first_sequence);
-    std::fs::rename(spare, &path).map_err(WalError::io("rename", spare))?;
-    sync_dir(dir)?;
+    disk.rename(spare, &path).map_err(WalError::io("rename", spare))?;
+    sync_dir(disk, dir)?;
     Ok((file, path))
 }
 
 /// Makes names in a directory durable.
-pub fn sync_dir(dir: &Path) -> Result<(), WalError> {
-    File::open(dir).and_then(|handle| handle.sync_all()).map_err(WalError::io("sync", dir))
+pub fn sync_dir(disk: &Disk, dir: &Path) -> Result<(), WalError> {
+    disk.sync_dir(dir).map_err(WalError::io("sync", dir))
 }

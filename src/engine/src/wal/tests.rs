@@ -10,6 +10,8 @@ use std::{
     },
 };
 
+use crate::disk::Disk;
+
 use super::{AppendError, IoHook, IoStep, Wal, WalError, recover, segment};
 
 const CLUSTER: u64 = 77;
@@ -17,7 +19,7 @@ const SEGMENT_BYTES: u64 = 16 * 1024;
 
 fn read(dir: &Path, after: u64) -> Result<(Vec<Vec<u8>>, super::Recovered), WalError> {
     let mut records = Vec::new();
-    let recovered = recover(dir, CLUSTER, after, |record, _, _| {
+    let recovered = recover(&Disk::Real, dir, CLUSTER, after, |record, _, _| {
         records.push(record.to_vec());
         Ok::<_, WalError>(())
     })?;
@@ -26,7 +28,7 @@ fn read(dir: &Path, after: u64) -> Result<(Vec<Vec<u8>>, super::Recovered), WalE
 
 fn open(dir: &Path, hook: Option<IoHook>) -> Wal {
     let (_, recovered) = read(dir, 0).unwrap();
-    Wal::open(dir, CLUSTER, SEGMENT_BYTES, recovered, hook).unwrap()
+    Wal::open(&Disk::Real, dir, CLUSTER, SEGMENT_BYTES, recovered, hook).unwrap()
 }
 
 fn append(wal: &mut Wal, payload: &[u8]) -> Result<u64, AppendError> {
@@ -51,7 +53,7 @@ fn written(dir: &Path, count: usize) -> Vec<Vec<u8>> {
 }
 
 fn segments(dir: &Path) -> Vec<PathBuf> {
-    segment::list(dir).unwrap().into_iter().map(|(_, path)| path).collect()
+    segment::list(&Disk::Real, dir).unwrap().into_iter().map(|(_, path)| path).collect()
 }
 
 fn flip(path: &Path, offset: usize) {
@@ -191,7 +193,7 @@ fn headers_of_others_are_refused() {
     let good = fs::read(&path).unwrap();
 
     assert!(matches!(
-        recover(dir.path(), CLUSTER + 1, 0, |_, _, _| Ok::<_, WalError>(())),
+        recover(&Disk::Real, dir.path(), CLUSTER + 1, 0, |_, _, _| Ok::<_, WalError>(())),
         Err(WalError::Foreign { found: CLUSTER, .. })
     ));
     let mut newer = good.clone();

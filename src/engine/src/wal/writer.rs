@@ -2,8 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    fs::{File, OpenOptions},
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     thread::JoinHandle,
 };
@@ -12,6 +10,7 @@ use super::{
     IoHook, IoStep, Recovered, WalError, frame,
     segment::{self, Header},
 };
+use crate::disk::{Disk, DiskFile};
 
 /// Size of the first segment of a new log.
 const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
@@ -29,6 +28,7 @@ pub enum AppendError {
 
 /// The open log.
 pub struct Wal {
+    disk: Disk,
     dir: PathBuf,
     cluster_id: u64,
     segment_bytes: u64,
@@ -36,6 +36,8 @@ pub struct Wal {
     /// First sequence numbers and paths, the current segment last.
     segments: VecDeque<(u64, PathBuf)>,
     current: Option<Current>,
+    /// A new segment was begun in vain. Its name may be on disk, so that nothing may be added to the one before.
+    must_roll: bool,
     next_sequence: u64,
     spares: Vec<PathBuf>,
     spare_number: u64,
@@ -43,7 +45,7 @@ pub struct Wal {
 }
 
 struct Current {
-    file: File,
+    file: DiskFile,
     path: PathBuf,
     salt: u64,
     offset: u64,
@@ -54,31 +56,33 @@ struct Current {
 impl Wal {
     /// Goes on where recovery ended.
     pub fn open(
+        disk: &Disk,
         dir: &Path,
         cluster_id: u64,
         segment_bytes: u64,
         recovered: Recovered,
         hook: Option<IoHook>,
     ) -> Result<Self, WalError> {
-        remove_spares(dir)?;
+        remove_spares(disk, dir)?;
         let mut wal = Self {
+            disk: disk.clone(),
             dir: dir.to_owned(),
             cluster_id,
             segment_bytes: segment_bytes.max(2 * segment::HEADER_BYTES as u64),
             hook,
             segments: recovered.segments.into(),
             current: None,
+            must_roll: false,
             next_sequence: recovered.next_sequence,
             spares: Vec::new(),
             spare_number: 0,
             preparing: None,
         };
         if let Some((first_sequence, path)) = wal.segments.back() {
-            let file =
-                OpenOptions::new().read(true).write(true).open(path).map_err(WalError::io("open", path))?;
+            let file = disk.open_to_write(path).map_err(WalError::io("open", path))?;
             let mut block = vec![0; segment::HEADER_BYTES];
             file.read_exact_at(&mut block, 0).map_err(WalError::io("read", path))?;
-            let capacity = file.metadata().map_err(WalError::io("inspect", path))?.len();
+            let capacity = file.len().map_err(WalError::io("inspect", path))?;
             let salt = Header::decode(&block, path)?.salt;
             let is_empty = *first_sequence == wal.next_sequence;
             wal.current = Some(Current {
@@ -122,7 +126,7 @@ impl Wal {
             .current
             .as_ref()
             .is_some_and(|current| current.is_empty || current.offset + frame_bytes <= current.capacity);
-        if !fits {
+        if !fits || self.must_roll {
             self.roll().map_err(AppendError::Untouched)?;
         }
         let Some(current) = self.current.as_mut() else {
@@ -158,6 +162,7 @@ impl Wal {
 
     /// Starts a new segment.
     fn roll(&mut self) -> Result<(), WalError> {
+        self.must_roll = true;
         if let Some(hook) = &self.hook {
             hook(IoStep::Roll).map_err(WalError::io("make a segment in", &self.dir))?;
         }
@@ -173,14 +178,15 @@ impl Wal {
             Some(spare) => spare,
             None => {
                 let path = self.next_spare_path();
-                segment::preallocate(&path, self.next_segment_bytes())?;
+                segment::preallocate(&self.disk, &path, self.next_segment_bytes())?;
                 path
             }
         };
         let header =
             Header { cluster_id: self.cluster_id, first_sequence: self.next_sequence, salt: rand::random() };
-        let (file, path) = segment::take_into_use(&self.dir, &spare, header)?;
-        let capacity = file.metadata().map_err(WalError::io("inspect", &path))?.len();
+        let (file, path) = segment::take_into_use(&self.disk, &self.dir, &spare, header)?;
+        let capacity = file.len().map_err(WalError::io("inspect", &path))?;
+        self.must_roll = false;
         self.segments.push_back((self.next_sequence, path.clone()));
         self.current = Some(Current {
             file,
@@ -210,26 +216,30 @@ impl Wal {
             return;
         }
         let (path, bytes) = (self.next_spare_path(), self.next_segment_bytes());
-        let work = move || segment::preallocate(&path, bytes).map(|()| path);
+        let disk = self.disk.clone();
+        let work = move || segment::preallocate(&disk, &path, bytes).map(|()| path);
         // Without a thread the segment is made when it is needed.
-        self.preparing = std::thread::Builder::new().name("engine-segment".into()).spawn(work).ok();
+        self.preparing = self.disk.spawn("engine-segment", work).ok();
     }
 
     /// Gives up the segments whose records are all at or below `sequence`, which a checkpoint holds.
     pub fn release(&mut self, sequence: u64) -> Result<(), WalError> {
+        let mut reusable = Vec::new();
         while self.segments.len() > 1 && self.segments[1].0 <= sequence + 1 {
             let Some((_, path)) = self.segments.pop_front() else { break };
-            let is_regular =
-                std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() == self.segment_bytes);
-            if is_regular && self.spares.len() < SPARES_MAX {
+            let is_regular = self.disk.len(&path).is_ok_and(|bytes| bytes == self.segment_bytes);
+            if is_regular && self.spares.len() + reusable.len() < SPARES_MAX {
                 let spare = self.next_spare_path();
-                std::fs::rename(&path, &spare).map_err(WalError::io("rename", &path))?;
-                self.spares.push(spare);
+                self.disk.rename(&path, &spare).map_err(WalError::io("rename", &path))?;
+                reusable.push(spare);
             } else {
-                std::fs::remove_file(&path).map_err(WalError::io("remove", &path))?;
+                self.disk.remove(&path).map_err(WalError::io("remove", &path))?;
             }
         }
-        segment::sync_dir(&self.dir)
+        segment::sync_dir(&self.disk, &self.dir)?;
+        // Only now: as long as a file may come back under its old name, nothing may be written to it.
+        self.spares.append(&mut reusable);
+        Ok(())
     }
 }
 
@@ -242,12 +252,11 @@ impl Drop for Wal {
     }
 }
 
-fn remove_spares(dir: &Path) -> Result<(), WalError> {
-    for entry in std::fs::read_dir(dir).map_err(WalError::io("list", dir))? {
-        let path = entry.map_err(WalError::io("list", dir))?.path();
+fn remove_spares(disk: &Disk, dir: &Path) -> Result<(), WalError> {
+    for path in disk.list(dir).map_err(WalError::io("list", dir))? {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name.starts_with("spare-") && name.ends_with(".tmp") {
-            std::fs::remove_file(&path).map_err(WalError::io("remove", &path))?;
+            disk.remove(&path).map_err(WalError::io("remove", &path))?;
         }
     }
     Ok(())

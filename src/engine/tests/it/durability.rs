@@ -194,10 +194,10 @@ async fn directories_that_cannot_be_used_are_named() {
 
     let identity = fixture.dir.path().join("identity.json");
     let text = std::fs::read_to_string(&identity).unwrap();
-    std::fs::write(&identity, text.replace("\"format\": 1", "\"format\": 2")).unwrap();
+    std::fs::write(&identity, text.replace("\"format\": 2", "\"format\": 3")).unwrap();
     assert!(matches!(
         Engine::open(config.clone()).await.err(),
-        Some(EngineError::Files(WalError::Newer { found: 2, .. }))
+        Some(EngineError::Files(WalError::Newer { found: 3, .. }))
     ));
     std::fs::write(&identity, "{").unwrap();
     assert!(matches!(Engine::open(config).await.err(), Some(EngineError::Identity { .. })));
