@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use sharded_etcd_crd::units::TimeSpan;
 
 /// Where a topology of this machine is served, and where `status` and `plan` look for it.
@@ -57,6 +57,8 @@ pub enum Command {
     Operator(OperatorArgs),
     /// Looks at an etcd member's volume and refuses one that etcd must not start on.
     MemberGuard(MemberGuardArgs),
+    /// Runs the embedded engine alone: one durable etcd, without proxy or shards.
+    Engine(EngineArgs),
     /// Shows shards, ranges with their owners, moves and health of a running topology.
     Status(StatusArgs),
     /// Shows what a file would change in a running topology; changes nothing.
@@ -142,6 +144,99 @@ pub struct ShardManagerArgs {
     /// Name of this shard manager, unlike that of all others [default: the host's name and process id].
     #[arg(long, env = "SHARDED_ETCD_NAME")]
     pub name: Option<String>,
+}
+
+/// Arguments of `engine`. Its flags have etcd's names as well, and each may be set by `ETCD_<FLAG>` too.
+#[derive(Debug, Clone, Args)]
+pub struct EngineArgs {
+    /// Something else than to serve.
+    #[command(subcommand)]
+    pub command: Option<EngineCommand>,
+    /// Folder that holds all data [default: NAME.etcd].
+    #[arg(long, value_name = "DIR", env = "SHARDED_ETCD_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address to serve clients on; port 0 picks a free one.
+    #[arg(
+        long,
+        alias = "listen-client-urls",
+        value_name = "ADDR",
+        env = "SHARDED_ETCD_LISTEN",
+        default_value = DEFAULT_ENDPOINT
+    )]
+    pub listen: String,
+    /// URL that clients are told to dial, may be repeated [default: the address listened on].
+    #[arg(long, value_name = "URL", env = "SHARDED_ETCD_ADVERTISE_CLIENT_URLS", value_delimiter = ',')]
+    pub advertise_client_urls: Vec<String>,
+    /// Name of the member.
+    #[arg(long, env = "SHARDED_ETCD_NAME", default_value = "default")]
+    pub name: String,
+    /// Size of the data at which puts are refused; 0 for etcd's default, 2 GiB.
+    #[arg(long, value_name = "BYTES", env = "SHARDED_ETCD_QUOTA_BACKEND_BYTES", default_value_t = 0)]
+    pub quota_backend_bytes: u64,
+    /// What the retention of the history means.
+    #[arg(long, value_enum, env = "SHARDED_ETCD_AUTO_COMPACTION_MODE", default_value = "periodic")]
+    pub auto_compaction_mode: CompactionMode,
+    /// How much history is kept: a time such as 30m, or hours, or revisions; 0 keeps all of it.
+    #[arg(
+        long,
+        value_name = "RETENTION",
+        env = "SHARDED_ETCD_AUTO_COMPACTION_RETENTION",
+        default_value = "0"
+    )]
+    pub auto_compaction_retention: String,
+    /// Compares or operations in one transaction at most.
+    #[arg(long, value_name = "N", env = "SHARDED_ETCD_MAX_TXN_OPS", default_value_t = 128)]
+    pub max_txn_ops: usize,
+    /// Size of a request at most.
+    #[arg(long, value_name = "BYTES", env = "SHARDED_ETCD_MAX_REQUEST_BYTES", default_value_t = 3 * 512 * 1024)]
+    pub max_request_bytes: usize,
+}
+
+/// What else there is to do with the engine's data.
+#[derive(Debug, Clone, Subcommand)]
+pub enum EngineCommand {
+    /// Verifies every checksum of a data folder that no process uses, and says what is in it.
+    Check {
+        /// The folder.
+        dir: PathBuf,
+    },
+}
+
+/// What the retention of the history means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CompactionMode {
+    /// A time.
+    Periodic,
+    /// A number of revisions.
+    Revision,
+}
+
+/// The command line, where the engine's flags may come from etcd's environment variables as well.
+///
+/// # Errors
+/// If the command line or a variable is wrong, or help was asked for.
+pub fn parse() -> Result<Cli, clap::Error> {
+    let is_set = |name: &str| std::env::var_os(name).is_some();
+    let command = Cli::command().mut_subcommand("engine", |engine| with_etcd_variables(engine, is_set));
+    Cli::from_arg_matches(&command.try_get_matches()?)
+}
+
+/// Has a flag read etcd's variable where that is set and ours is not.
+fn with_etcd_variables(command: clap::Command, is_set: impl Fn(&str) -> bool) -> clap::Command {
+    command.mut_args(|argument| {
+        let ours = argument.get_env().map(|name| name.to_string_lossy().into_owned());
+        if ours.is_none_or(|name| is_set(&name)) {
+            return argument;
+        }
+        let mut flags: Vec<String> = argument.get_long().into_iter().map(str::to_owned).collect();
+        flags.extend(argument.get_all_aliases().unwrap_or_default().into_iter().map(str::to_owned));
+        let mut names = flags.iter().map(|flag| format!("ETCD_{}", flag.to_uppercase().replace('-', "_")));
+        match names.find(|name| is_set(name)) {
+            // A few bytes, once in a process: the command line library keeps names for good.
+            Some(name) => argument.env(&*Box::leak(name.into_boxed_str())),
+            None => argument,
+        }
+    })
 }
 
 /// Arguments of `operator`.
@@ -296,8 +391,6 @@ pub fn client_urls(given: &[String], bound: SocketAddr) -> Vec<String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -319,6 +412,28 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn the_engine_takes_etcds_flags_and_variables() {
+        let cli =
+            Cli::try_parse_from(["sharded-etcd", "engine", "--listen-client-urls", "http://127.0.0.1:1"]);
+        let Command::Engine(args) = cli.unwrap().command else { panic!("another command") };
+        assert_eq!(args.listen, "http://127.0.0.1:1");
+        let variable = |set: &'static [&'static str], id: &str| {
+            let command = Cli::command();
+            let engine = command.find_subcommand("engine").unwrap().clone();
+            let engine = with_etcd_variables(engine, |name| set.contains(&name));
+            let argument = engine.get_arguments().find(|argument| argument.get_id() == id).unwrap();
+            argument.get_env().unwrap().to_string_lossy().into_owned()
+        };
+        assert_eq!(variable(&["ETCD_LISTEN_CLIENT_URLS"], "listen"), "ETCD_LISTEN_CLIENT_URLS");
+        assert_eq!(
+            variable(&["ETCD_LISTEN_CLIENT_URLS", "SHARDED_ETCD_LISTEN"], "listen"),
+            "SHARDED_ETCD_LISTEN"
+        );
+        assert_eq!(variable(&["ETCD_DATA_DIR"], "data_dir"), "ETCD_DATA_DIR");
+        assert_eq!(variable(&[], "name"), "SHARDED_ETCD_NAME");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod admin;
 mod cli;
+mod engine;
 mod files;
 mod front;
 mod host;
@@ -25,8 +26,8 @@ mod watched_file;
 use std::{io::Write, process::ExitCode};
 
 use anyhow::{Context, Result};
-use clap::{Parser, error::ErrorKind};
-use cli::{Cli, Command};
+use clap::error::ErrorKind;
+use cli::{Command, EngineArgs, EngineCommand};
 
 // The proxy's work is many small allocations on several threads, where it costs 5 to 15 % less CPU than glibc's.
 #[global_allocator]
@@ -38,7 +39,7 @@ const EXIT_CHANGES: u8 = 2;
 const EXIT_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
@@ -69,6 +70,9 @@ fn run(command: Command) -> Result<ExitCode> {
             member_guard::run(&args)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Engine(EngineArgs { command: Some(EngineCommand::Check { dir }), .. }) => {
+            print(format_args!("{}", engine::check(&dir)?))
+        }
         command => {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
@@ -93,6 +97,7 @@ async fn run_async(command: Command) -> Result<ExitCode> {
             return Ok(if answer.has_changes { ExitCode::from(EXIT_CHANGES) } else { printed });
         }
         Command::ShardManager(args) => shard_manager::run(args).await?,
+        Command::Engine(args) => engine::run(args).await?,
         Command::Operator(args) => operator::run(args).await?,
         Command::Version | Command::Crd | Command::MemberGuard(_) => {}
     }
