@@ -1,10 +1,6 @@
 //! Appending cuts, in batches: one small meta write for all writers of a moment.
 
-use std::{
-    sync::Arc,
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -12,6 +8,7 @@ use rand::Rng;
 use sharded_etcd_core::{keyspace::ShardIx, line::Entry, records};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Shard;
+use tokio::time::Instant;
 
 use crate::{Line, LineError, Wake};
 
@@ -118,8 +115,9 @@ impl Line {
                 self.stats.appends_unknown.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%error, source = ?std::error::Error::source(&error), "a cut was not confirmed; appending again");
                 // Meta is in trouble: do not hammer it. Answers that wait have their own bound.
-                let pause = Duration::from_millis(rand::rng().random_range(20..60));
+                let pause = Duration::from_millis(crate::random::rng().random_range(20..60));
                 tokio::select! {
+                    biased;
                     () = self.shutdown.cancelled() => return,
                     () = tokio::time::sleep(pause) => self.appender.wanted.notify_one(),
                 }
@@ -131,7 +129,7 @@ impl Line {
     async fn linger(&self) {
         self.appender.noticed.notified().await;
         let most = self.options.uncovered_max;
-        let jitter = most.mul_f64(rand::rng().random_range(0.0..0.5));
+        let jitter = most.mul_f64(crate::random::rng().random_range(0.0..0.5));
         tokio::time::sleep(most + jitter).await;
     }
 

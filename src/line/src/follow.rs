@@ -102,6 +102,7 @@ impl Line {
         let mut pause = Duration::from_millis(10);
         loop {
             let result = tokio::select! {
+                biased;
                 () = self.shutdown.cancelled() => return,
                 result = self.follow_once(&mut pause) => result,
             };
@@ -117,6 +118,7 @@ impl Line {
                 tracing::warn!(%error, "the newest checkpoint cannot be read yet");
             }
             tokio::select! {
+                biased;
                 () = self.shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(1)),
             }

@@ -10,6 +10,7 @@ mod checkpoint;
 mod cut;
 mod error;
 mod follow;
+pub mod random;
 mod refresh;
 mod shards;
 mod waiters;

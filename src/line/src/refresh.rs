@@ -44,6 +44,7 @@ impl Line {
     pub(crate) async fn refresh_loop(self: Arc<Self>) {
         loop {
             tokio::select! {
+                biased;
                 () = self.shutdown.cancelled() => return,
                 () = self.refresher.wake.notified() => {}
             }

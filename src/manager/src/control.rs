@@ -103,6 +103,7 @@ impl Control {
         while !self.token.is_cancelled() {
             let wanted = topology.borrow_and_update().clone();
             let again = tokio::select! {
+                biased;
                 () = token.cancelled() => break,
                 again = self.tick(&wanted) => again,
             };
@@ -120,6 +121,7 @@ impl Control {
                 }
             };
             tokio::select! {
+                biased;
                 () = self.token.cancelled() => {}
                 _ = topology.changed() => {}
                 () = tokio::time::sleep(pause) => {}
@@ -139,6 +141,7 @@ impl Control {
             loop {
                 let retention = topology.borrow().compaction_retention;
                 tokio::select! {
+                    biased;
                     () = token.cancelled() => return,
                     done = history.tick(retention) => {
                         if let Err(error) = done {
@@ -147,6 +150,7 @@ impl Control {
                     }
                 }
                 tokio::select! {
+                    biased;
                     () = token.cancelled() => return,
                     () = tokio::time::sleep(interval) => {}
                 }
@@ -209,7 +213,7 @@ impl Control {
 
     /// Begins one step of the plan; false if it cannot be begun now.
     async fn carry_out(&self, step: &Step) -> Result<bool> {
-        let id = format!("{:016x}", rand::rng().random::<u64>());
+        let id = format!("{:016x}", sharded_etcd_line::random::rng().random::<u64>());
         match &step.action {
             Action::Split { rid, at, .. } => {
                 let Some((left, right)) = self.reshaper.split(rid, at, &id).await? else { return Ok(false) };
@@ -289,6 +293,7 @@ impl Control {
         let (token, running) = (self.token.clone(), Arc::clone(&self.running));
         self.tasks.spawn(async move {
             tokio::select! {
+                biased;
                 () = token.cancelled() => {}
                 () = executor.run(&rid) => {}
             }

@@ -36,6 +36,7 @@ where
             Err(error) => tracing::debug!(name, %error, "cannot campaign for leadership"),
         }
         tokio::select! {
+            biased;
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(RENEW) => {}
         }
@@ -72,6 +73,7 @@ async fn renew(meta: &dyn Shard, lease: i64, token: &CancellationToken) {
     let mut renewed = tokio::time::Instant::now();
     loop {
         tokio::select! {
+            biased;
             () = token.cancelled() => return,
             () = tokio::time::sleep(RENEW) => {}
         }

@@ -136,6 +136,7 @@ impl Registration {
             }
             *pause = PAUSE_MIN;
             tokio::select! {
+                biased;
                 () = rest(&self.ctx.shutdown, RENEW_INTERVAL) => {}
                 _ = generation.changed() => {}
             }
@@ -154,6 +155,7 @@ impl Registration {
         let mut pause = PAUSE_MIN;
         loop {
             let result = tokio::select! {
+                biased;
                 () = self.ctx.shutdown.cancelled() => return,
                 result = self.follow_once(&mut pause) => result,
             };
@@ -215,6 +217,7 @@ impl Registration {
 
 async fn rest(shutdown: &CancellationToken, pause: Duration) {
     tokio::select! {
+        biased;
         () = shutdown.cancelled() => {}
         () = tokio::time::sleep(pause) => {}
     }

@@ -129,6 +129,21 @@ impl Proxy {
         &self.ctx
     }
 
+    /// Its key-value calls, for callers in the same process.
+    pub fn kv(&self) -> &Arc<Kv> {
+        &self.kv
+    }
+
+    /// Its watches, for callers in the same process.
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// Its leases, for callers in the same process.
+    pub fn leases(&self) -> &Arc<Leases> {
+        &self.leases
+    }
+
     /// The names of the shards that clients' keys are on now.
     pub fn shard_names(&self) -> Vec<String> {
         let cut = self.ctx.line.cut();

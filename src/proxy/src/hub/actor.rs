@@ -1,15 +1,18 @@
 //! The shell around the merge: one task that takes messages, lets the merge go on, and does what it asks for.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
 use sharded_etcd_core::{keyspace::ShardIx, line::Fold};
 use sharded_etcd_shard::Result;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -62,11 +65,11 @@ pub(crate) struct Actor {
     options: HubOptions,
     merge: Merge,
     inbox: mpsc::Receiver<Message>,
-    streams: HashMap<StreamId, mpsc::Sender<Delivery>>,
+    streams: BTreeMap<StreamId, mpsc::Sender<Delivery>>,
     /// Watchers that want previous key-value pairs, as they are in the readers' index.
     wanted: HashMap<WatcherId, Arc<WatchSpec>>,
     /// Ends the base stream of each shard that has one.
-    bases: HashMap<ShardIx, CancellationToken>,
+    bases: BTreeMap<ShardIx, CancellationToken>,
     phase: Phase,
     /// Since when there has been no watcher; while asleep, base streams read only the topology's own records.
     idle: Idle,
@@ -87,9 +90,9 @@ impl Actor {
             options,
             merge,
             inbox,
-            streams: HashMap::new(),
+            streams: BTreeMap::new(),
             wanted: HashMap::new(),
-            bases: HashMap::new(),
+            bases: BTreeMap::new(),
             phase: 0,
             idle: Idle::Asleep,
             stats,
@@ -109,10 +112,13 @@ impl Actor {
         let mut more = true;
         while !shutdown.is_cancelled() {
             tokio::select! {
+                biased;
                 () = shutdown.cancelled() => break,
-                message = self.inbox.recv() => {
-                    let Some(message) = message else { break };
-                    self.take(message);
+                // What is rare comes first, as there may be messages at all times.
+                _ = tick.tick() => {
+                    self.merge.retry();
+                    self.look_whether_idle();
+                    self.publish();
                 }
                 changed = cuts.changed() => {
                     if changed.is_err() {
@@ -120,10 +126,9 @@ impl Actor {
                     }
                     self.stop_those_that_left();
                 }
-                _ = tick.tick() => {
-                    self.merge.retry();
-                    self.look_whether_idle();
-                    self.publish();
+                message = self.inbox.recv() => {
+                    let Some(message) = message else { break };
+                    self.take(message);
                 }
                 () = std::future::ready(()), if more => {}
             }
@@ -251,7 +256,7 @@ impl Actor {
         self.idle = idle;
         self.phase += 1;
         self.stats.asleep.store(matches!(idle, Idle::Asleep), Ordering::Relaxed);
-        for (_, stop) in self.bases.drain() {
+        for stop in std::mem::take(&mut self.bases).into_values() {
             stop.cancel();
         }
         let merge = &mut self.merge;

@@ -310,7 +310,7 @@ impl Merge {
         lane.window = Window::starting_behind(upto);
         lane.late = false;
         let parked = std::mem::take(&mut lane.parked);
-        let hit: Vec<_> = self
+        let hit: BTreeSet<_> = self
             .watchers
             .iter()
             .filter(|(_, w)| {

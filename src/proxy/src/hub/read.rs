@@ -148,11 +148,13 @@ impl BaseStream {
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         loop {
             let broken = tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 broken = self.follow() => broken,
             };
             let broken = match broken {
                 Broken::Compacted => tokio::select! {
+                    biased;
                     () = stop.cancelled() => return,
                     broken = self.skip_what_is_compacted() => broken,
                 },
@@ -169,6 +171,7 @@ impl BaseStream {
                 Some(Broken::Compacted) | None => {}
             }
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(self.pause) => self.pause = (self.pause * 2).min(PAUSE_MAX),
             }
@@ -189,6 +192,7 @@ impl BaseStream {
         let mut cuts = ctx.line.subscribe();
         loop {
             tokio::select! {
+                biased;
                 message = events.next(), if self.ahead_bytes < AHEAD_BYTES_MAX => {
                     let ended = || ShardError::ambiguous(Code::Unavailable, "the watch over the shard ended");
                     match message.unwrap_or_else(|| Err(ended())).and_then(read) {

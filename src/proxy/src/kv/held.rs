@@ -1,14 +1,11 @@
 //! Writes that wait: the fence of their range is closed, as it is being moved or split.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use sharded_etcd_core::keyspace::Rid;
 use sharded_etcd_line::Line;
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{context::Context, metrics::Metrics};

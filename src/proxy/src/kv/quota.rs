@@ -68,6 +68,7 @@ async fn watch_sizes(ctx: Arc<Context>, quota: Arc<Quota>) {
     let mut ticks = tokio::time::interval(INTERVAL);
     loop {
         tokio::select! {
+            biased;
             () = ctx.shutdown.cancelled() => return,
             _ = ticks.tick() => {}
         }

@@ -1,9 +1,6 @@
 //! Writes: one guarded transaction on the owner shard, then the cut that makes its revision part of the line.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use sharded_etcd_core::{
@@ -16,6 +13,7 @@ use sharded_etcd_core::{
 };
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::{Certainty, Shard, ShardError};
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::{

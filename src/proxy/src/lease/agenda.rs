@@ -68,6 +68,7 @@ impl Agenda {
                 Next::Due(id) => return id,
                 Next::At(at) => {
                     tokio::select! {
+                        biased;
                         () = tokio::time::sleep_until(at) => {}
                         () = earlier => {}
                     }

@@ -76,7 +76,14 @@ struct Attempt {
 
 impl Attempt {
     fn new(id: i64, asked: Asked) -> Self {
-        Self { id, me: rand::rng().random(), asked, began: false, real_gone: false, uncertain: false }
+        Self {
+            id,
+            me: sharded_etcd_line::random::rng().random(),
+            asked,
+            began: false,
+            real_gone: false,
+            uncertain: false,
+        }
     }
 }
 
@@ -131,6 +138,7 @@ impl Leases {
                 (permit, self.agenda.next().await)
             };
             let (permit, id) = tokio::select! {
+                biased;
                 () = self.ctx.shutdown.cancelled() => return,
                 next = next => next,
             };
@@ -138,6 +146,7 @@ impl Leases {
             self.ctx.tasks.spawn(async move {
                 let _permit = permit;
                 tokio::select! {
+                    biased;
                     () = this.ctx.shutdown.cancelled() => {}
                     () = this.help(id) => {}
                 }
@@ -169,7 +178,7 @@ impl Leases {
     /// Looks again when the helper that is at it should have been heard of.
     fn look_when_silent(&self, id: i64) {
         let since = self.view.get(id).map_or_else(Instant::now, |seen| seen.since);
-        let jitter = rand::rng().random_range(1.0..1.2);
+        let jitter = sharded_etcd_line::random::rng().random_range(1.0..1.2);
         self.agenda.add(id, since + self.options.silence_max.mul_f64(jitter));
     }
 

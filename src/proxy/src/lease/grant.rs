@@ -32,7 +32,8 @@ impl Leases {
             return Err(exists());
         }
         for _ in 0..TRIES_MAX {
-            let id = if chosen { id } else { rand::rng().random_range(1..NEVER_GRANTED) };
+            let id =
+                if chosen { id } else { sharded_etcd_line::random::rng().random_range(1..NEVER_GRANTED) };
             match self.meta().lease_grant(pb::LeaseGrantRequest { id, ttl }).await {
                 Ok(granted) => return self.make_known(id, granted.ttl, chosen).await,
                 // It may be one that meta uses for itself, or one that a failed grant left: that one is swept.

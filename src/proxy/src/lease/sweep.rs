@@ -1,7 +1,7 @@
 //! What failures left behind: shadows and real leases without a record, markers of ended leases, revocations whose
 //! helper stopped.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
 use rand::Rng;
 use sharded_etcd_core::{
@@ -23,14 +23,19 @@ const ADOPT_MAX: usize = 100;
 impl Leases {
     /// Sweeps from time to time until shutdown.
     pub(super) async fn sweep_loop(self: Arc<Self>) {
-        let mut recordless = HashSet::new();
+        let mut recordless = BTreeSet::new();
         loop {
-            let pause = self.options.sweep_interval.mul_f64(rand::rng().random_range(0.75..1.25));
+            let pause = self
+                .options
+                .sweep_interval
+                .mul_f64(sharded_etcd_line::random::rng().random_range(0.75..1.25));
             tokio::select! {
+                biased;
                 () = self.ctx.shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
             }
             tokio::select! {
+                biased;
                 () = self.ctx.shutdown.cancelled() => return,
                 () = self.sweep(&mut recordless) => {}
             }
@@ -38,7 +43,7 @@ impl Leases {
     }
 
     /// One sweep. `recordless`: real leases that had no record at the last one.
-    async fn sweep(&self, recordless: &mut HashSet<i64>) {
+    async fn sweep(&self, recordless: &mut BTreeSet<i64>) {
         let now = tokio::time::Instant::now();
         let rest = self.options.rest;
         let due = self.view.select(|seen| {
@@ -61,9 +66,9 @@ impl Leases {
 
     /// Real leases without a record and without keys: a grant that failed half-way. Seen twice, so that one that is being
     /// granted is not among them; meta's own have keys.
-    async fn sweep_meta(&self, recordless: &mut HashSet<i64>) -> Result<(), ShardError> {
+    async fn sweep_meta(&self, recordless: &mut BTreeSet<i64>) -> Result<(), ShardError> {
         let leases = self.meta().lease_leases().await?.leases;
-        let now: HashSet<i64> =
+        let now: BTreeSet<i64> =
             leases.into_iter().map(|lease| lease.id).filter(|&id| !self.view.contains(id)).collect();
         let twice: Vec<i64> = now.intersection(recordless).copied().take(ADOPT_MAX).collect();
         *recordless = now;

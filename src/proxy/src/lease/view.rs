@@ -1,6 +1,11 @@
 //! All leases as meta's watch shows them: what has expired is noticed here, and keep-alives need no read.
 
-use std::{collections::HashMap, ops::ControlFlow, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    ops::ControlFlow,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::StreamExt;
 use parking_lot::RwLock;
@@ -63,8 +68,8 @@ impl View {
         self.leases.read().get(&id).filter(|seen| seen.since.elapsed() >= most).map(|seen| seen.modified)
     }
 
-    /// The leases that `pick` chooses.
-    pub(super) fn select(&self, pick: impl Fn(&Seen) -> bool) -> Vec<i64> {
+    /// The leases that `pick` chooses, in order.
+    pub(super) fn select(&self, pick: impl Fn(&Seen) -> bool) -> BTreeSet<i64> {
         self.leases.read().iter().filter(|(_, seen)| pick(seen)).map(|(&id, _)| id).collect()
     }
 
@@ -118,6 +123,7 @@ impl Leases {
         let mut pause = Duration::from_millis(10);
         loop {
             let result = tokio::select! {
+                biased;
                 () = self.ctx.shutdown.cancelled() => return,
                 result = self.follow_once(&mut pause) => result,
             };
@@ -125,6 +131,7 @@ impl Leases {
                 tracing::warn!(%error, "following the leases in meta again");
             }
             tokio::select! {
+                biased;
                 () = self.ctx.shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(1)),
             }
@@ -147,7 +154,8 @@ impl Leases {
         let mut leases = HashMap::new();
         let take = |kv: &pb::KeyValue| _ = self.view.apply(&mut leases, kv, false);
         let revision = read_all(self.meta().as_ref(), take).await?;
-        let due: Vec<i64> = leases.iter().filter(|(_, seen)| seen.needs_help()).map(|(&id, _)| id).collect();
+        let due: BTreeSet<i64> =
+            leases.iter().filter(|(_, seen)| seen.needs_help()).map(|(&id, _)| id).collect();
         {
             let mut known = self.view.leases.write();
             for (id, seen) in &mut leases {
@@ -236,7 +244,7 @@ impl Leases {
 
     /// Puts a lease on the agenda, a little later than others may.
     pub(super) fn look_soon(&self, id: i64) {
-        let jitter = JITTER_MAX.mul_f64(rand::rng().random_range(0.0..1.0));
+        let jitter = JITTER_MAX.mul_f64(sharded_etcd_line::random::rng().random_range(0.0..1.0));
         self.agenda.add(id, Instant::now() + jitter);
     }
 }

@@ -58,6 +58,7 @@ impl Lease for LeaseService {
         self.ctx.tasks.spawn(async move {
             loop {
                 let request = tokio::select! {
+                    biased;
                     () = shutdown.cancelled() => Err(Status::unavailable("etcdserver: server stopped")),
                     () = answers.closed() => return,
                     request = requests.message() => request,

@@ -3,7 +3,11 @@
 //! Follows etcd's server (server/etcdserver/api/v3rpc/watch.go) in what a client can see: ids, the order of answers,
 //! errors as cancelled watchers, fragments, progress notifications.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{
@@ -162,6 +166,7 @@ impl ClientStream {
         let shutdown = self.ctx.shutdown.clone();
         let gone = self.answers.clone();
         let end = tokio::select! {
+            biased;
             end = self.serve(requests) => end.unwrap_or_else(|end| end),
             () = gone.closed() => End::Gone,
             () = shutdown.cancelled() => End::Told(stopped(HubStopped)),
@@ -180,6 +185,13 @@ impl ClientStream {
         notify.reset();
         loop {
             tokio::select! {
+                biased;
+                // What is rare comes first; a client that never stops asking keeps only itself from being served.
+                _ = notify.tick() => self.notify().await?,
+                revision = progress.next(&self.ctx.line) => match revision {
+                    Ok(revision) => self.hub.progress(revision).await?,
+                    Err(error) => self.no_line(&error)?,
+                },
                 request = requests.message(), if open => match request {
                     Ok(Some(first)) => {
                         let mut batch = vec![first];
@@ -198,11 +210,6 @@ impl ClientStream {
                     let delivery = delivery?;
                     self.deliver(delivery).await?;
                 }
-                revision = progress.next(&self.ctx.line) => match revision {
-                    Ok(revision) => self.hub.progress(revision).await?,
-                    Err(error) => self.no_line(&error)?,
-                },
-                _ = notify.tick() => self.notify().await?,
             }
         }
     }
@@ -210,7 +217,7 @@ impl ClientStream {
     /// etcd's interval with its jitter of a tenth, so that streams that began together are not notified together.
     fn notify_interval(&self) -> Duration {
         let interval = self.ctx.limits.progress_interval.max(PROGRESS_INTERVAL_MIN);
-        interval + interval.mul_f64(rand::rng().random_range(0.0..0.1))
+        interval + interval.mul_f64(sharded_etcd_line::random::rng().random_range(0.0..0.1))
     }
 
     async fn take(&mut self, batch: Vec<pb::WatchRequest>, progress: &mut LineEnds) -> Result<(), End> {
@@ -364,10 +371,10 @@ impl ClientStream {
 
     /// Progress for watchers that asked for it and were sent nothing since the last time.
     async fn notify(&mut self) -> Result<(), End> {
-        let mut due = Vec::new();
+        let mut due = BTreeSet::new();
         for (&watcher, to) in self.watchers.iter_mut().filter(|(_, to)| to.progress_notify) {
             if std::mem::replace(&mut to.idle, true) {
-                due.push(watcher);
+                due.insert(watcher);
             }
         }
         for watcher in due {

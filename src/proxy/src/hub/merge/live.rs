@@ -1,7 +1,7 @@
 //! Live watchers: each event is looked up once, and sent to all of them that want it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -76,7 +76,7 @@ impl Merge {
     /// The line was compacted before this process had merged it, and what happened there is no longer known.
     fn end_live_ones_below(&mut self, compacted: i64) {
         let below = |w: &Watcher| matches!(w.state, State::Live { from } if from < compacted);
-        let ids: Vec<_> = self.watchers.iter().filter(|(_, w)| below(w)).map(|(&id, _)| id).collect();
+        let ids: BTreeSet<_> = self.watchers.iter().filter(|(_, w)| below(w)).map(|(&id, _)| id).collect();
         for id in ids {
             self.end(id, compacted, String::new());
         }
