@@ -234,7 +234,8 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn open(disk: &Disk, path: &'a Path) -> Result<Self, WalError> {
         let file = disk.open(path).map_err(WalError::io("open", path))?;
-        Ok(Self { path, file: BufReader::with_capacity(1 << 20, file), offset: 0 })
+        let len = file.len().map_err(WalError::io("inspect", path))?;
+        Ok(Self { path, file: BufReader::with_capacity(len.min(1 << 20) as usize, file), offset: 0 })
     }
 
     fn corrupt(&self, reason: &'static str) -> WalError {

@@ -10,6 +10,7 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::{Certainty, ShardError};
 use tokio::sync::{mpsc, oneshot};
@@ -37,7 +38,7 @@ struct Model {
     revision: i64,
     compacted: i64,
     /// Value and revision of the last change.
-    keys: BTreeMap<Vec<u8>, (Vec<u8>, i64)>,
+    keys: BTreeMap<Bytes, (Bytes, i64)>,
     leases: BTreeSet<i64>,
 }
 
@@ -49,7 +50,7 @@ impl Model {
             keys: store
                 .chains()
                 .filter(|(_, newest)| newest.version > 0)
-                .map(|(key, newest)| (key.to_vec(), (newest.value.to_vec(), newest.mod_revision)))
+                .map(|(key, newest)| (key.clone(), (newest.value.clone(), newest.mod_revision)))
                 .collect(),
             leases: store.leases().map(|(id, _)| id).collect(),
         }
@@ -58,9 +59,9 @@ impl Model {
 
 #[derive(Debug, Clone)]
 enum Op {
-    Put(Vec<u8>, Vec<u8>),
-    PutTwo(Vec<u8>, Vec<u8>, Vec<u8>),
-    Delete(Vec<u8>),
+    Put(Bytes, Bytes),
+    PutTwo(Bytes, Bytes, Bytes),
+    Delete(Bytes),
     Compact(i64),
     Grant(i64),
     Revoke(i64),
@@ -69,14 +70,14 @@ enum Op {
 
 impl Op {
     fn random(dice: &mut Dice, model: &Model) -> Self {
-        let key = |dice: &mut Dice| format!("k{}", dice.below(12)).into_bytes();
+        let key = |dice: &mut Dice| Bytes::from(format!("k{}", dice.below(12)));
         let value = |dice: &mut Dice| {
             let len = if dice.one_in(10) { dice.below(6000) } else { dice.below(300) };
-            vec![dice.below(256) as u8; len as usize]
+            Bytes::from(vec![dice.below(256) as u8; len as usize])
         };
         match dice.below(24) {
             0..=10 => Self::Put(key(dice), value(dice)),
-            11..=13 => Self::PutTwo(b"a".to_vec(), b"b".to_vec(), value(dice)),
+            11..=13 => Self::PutTwo(Bytes::from_static(b"a"), Bytes::from_static(b"b"), value(dice)),
             14..=17 => Self::Delete(key(dice)),
             18 => Self::Compact(model.revision - dice.below(8) as i64),
             19 | 20 => Self::Grant(1 + dice.below(9) as i64),
@@ -117,8 +118,8 @@ impl Op {
     }
 
     fn command(self) -> (Command, Waiting) {
-        fn put(key: Vec<u8>, value: Vec<u8>) -> pb::PutRequest {
-            pb::PutRequest { key: key.into(), value: value.into(), ..Default::default() }
+        fn put(key: Bytes, value: Bytes) -> pb::PutRequest {
+            pb::PutRequest { key, value, ..Default::default() }
         }
         match self {
             Self::Put(key, value) => {
@@ -136,7 +137,7 @@ impl Op {
             }
             Self::Delete(key) => {
                 let (reply, answer) = oneshot::channel();
-                let request = pb::DeleteRangeRequest { key: key.into(), ..Default::default() };
+                let request = pb::DeleteRangeRequest { key, ..Default::default() };
                 (Command::DeleteRange(request, reply), waiting(answer))
             }
             Self::Compact(revision) => {

@@ -1,5 +1,9 @@
-//! A disk in memory that fails as disks and kernels do: short writes, EIO, ENOSPC, and a loss of power after which each
-//! sector and each name that was not synced is the old one or the new one.
+//! A disk in memory that fails as disks and kernels do: short writes, EIO, ENOSPC, a disk that is full, and a loss of
+//! power after which each sector and each name that was not synced is the old one or the new one.
+//!
+//! What a failed sync leaves behind differs by file system (Rebello et al., "Can Applications Recover from fsync
+//! Failures?", USENIX ATC 2020), and the disk does any of it: the pages count as clean although some never reached the
+//! platter, so that the next sync says nothing of them; and readers see either what was written, or what was there before.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,11 +49,14 @@ struct State {
     error_one_in: u64,
     /// Steps until the process is dead.
     steps_left: u64,
+    /// Bytes that all files together may have.
+    capacity: u64,
     names: BTreeMap<PathBuf, u64>,
     stable_names: BTreeMap<PathBuf, u64>,
     /// Changes of names that were not synced.
     pending: Vec<NameChange>,
     files: BTreeMap<u64, Contents>,
+    next_file: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -126,6 +133,30 @@ impl State {
         Ok(())
     }
 
+    /// A step that only reads; it fails more seldom.
+    fn read_step(&mut self) -> io::Result<()> {
+        if self.error_one_in > 0 && self.dice.one_in(self.error_one_in.saturating_mul(4)) {
+            return Err(io::Error::other("a sector cannot be read"));
+        }
+        Ok(())
+    }
+
+    /// Bytes that new parts of files may take.
+    fn room(&self) -> u64 {
+        let used: usize =
+            self.names.values().filter_map(|file| self.files.get(file)).map(|file| file.cache.len()).sum();
+        self.capacity.saturating_sub(used as u64)
+    }
+
+    /// Forgets files that have no name any more, now and after a loss of power.
+    fn forget_removed(&mut self) {
+        let Self { files, names, stable_names, pending, .. } = self;
+        if pending.is_empty() && files.len() > names.len() {
+            let named: BTreeSet<u64> = names.values().chain(stable_names.values()).copied().collect();
+            files.retain(|file, _| named.contains(file));
+        }
+    }
+
     fn file(&self, path: &Path) -> io::Result<u64> {
         self.names.get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
@@ -141,10 +172,12 @@ impl SimDisk {
             dice: Dice(seed),
             error_one_in: 0,
             steps_left: u64::MAX,
+            capacity: u64::MAX,
             names: BTreeMap::new(),
             stable_names: BTreeMap::new(),
             pending: Vec::new(),
             files: BTreeMap::new(),
+            next_file: 0,
         })))
     }
 
@@ -153,6 +186,13 @@ impl SimDisk {
         let mut state = self.0.lock();
         state.error_one_in = error_one_in;
         state.steps_left = steps;
+    }
+
+    /// Leaves room for so many bytes in new parts of files, from now on.
+    pub fn set_room(&self, bytes: u64) {
+        let mut state = self.0.lock();
+        state.capacity = u64::MAX;
+        state.capacity = (u64::MAX - state.room()).saturating_add(bytes);
     }
 
     /// Takes the power away: what was not synced is there or not, sector by sector and name by name.
@@ -173,6 +213,7 @@ impl SimDisk {
             }
         }
         *names = stable_names.clone();
+        state.forget_removed();
     }
 
     /// Flips one bit of a file that has any; returns its path and the offset.
@@ -189,6 +230,7 @@ impl SimDisk {
 
     pub fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         let mut state = self.0.lock();
+        state.read_step()?;
         let file = state.file(path)?;
         Ok(state.contents(file).cache.clone())
     }
@@ -209,7 +251,8 @@ impl SimDisk {
                 file
             }
             Err(_) => {
-                let file = state.files.len() as u64;
+                let file = state.next_file;
+                state.next_file += 1;
                 state.files.insert(file, Contents::default());
                 let change = NameChange::Make(path.to_owned(), file);
                 change.apply(&mut state.names);
@@ -250,6 +293,7 @@ impl SimDisk {
         for change in std::mem::take(&mut state.pending) {
             change.apply(&mut state.stable_names);
         }
+        state.forget_removed();
         Ok(())
     }
 }
@@ -264,25 +308,48 @@ pub struct SimFile {
 impl SimFile {
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.disk.0.lock();
-        let result = state.step();
-        // A write that fails has written some of it.
+        let is_dead = state.steps_left == 0;
+        let mut result = state.step();
+        let start = offset as usize;
         let len = match &result {
-            Ok(()) => bytes.len(),
-            Err(_) if state.steps_left == 0 => 0,
+            Ok(()) => {
+                let end = start + bytes.len();
+                let grows = end.saturating_sub(state.contents(self.file).cache.len());
+                let lacking = if grows == 0 { 0 } else { (grows as u64).saturating_sub(state.room()) };
+                if lacking > 0 {
+                    result = Err(io::ErrorKind::StorageFull.into());
+                }
+                bytes.len().saturating_sub(lacking as usize)
+            }
+            // A process that is dead writes nothing; one that is just killed has written some of it, as has one whose
+            // write fails.
+            Err(_) if is_dead => 0,
             Err(_) => state.dice.below(bytes.len() as u64 + 1) as usize,
         };
-        let start = offset as usize;
         let contents = state.contents(self.file);
         contents.cache.resize(contents.cache.len().max(start + len), 0);
         contents.cache[start..start + len].copy_from_slice(&bytes[..len]);
         if len > 0 {
             contents.dirty.extend(start / SECTOR_BYTES..=(start + len - 1) / SECTOR_BYTES);
         }
+        // The kernel writes in the background too, in any order.
+        let State { dice, files, .. } = &mut *state;
+        if let Some(contents) = files.get_mut(&self.file)
+            && !contents.dirty.is_empty()
+            && dice.one_in(8)
+        {
+            let nth = dice.below(contents.dirty.len() as u64) as usize;
+            if let Some(sector) = contents.dirty.iter().nth(nth).copied() {
+                contents.dirty.remove(&sector);
+                contents.persist(sector);
+            }
+        }
         result
     }
 
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let mut state = self.disk.0.lock();
+        state.read_step()?;
         let start = offset as usize;
         let found = state.contents(self.file).cache.get(start..start + buffer.len());
         buffer.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
@@ -303,8 +370,14 @@ impl SimFile {
                 contents.stable.resize(len, 0);
             }
             Err(_) if *steps_left == 0 => {}
-            // As Linux does: what could not be written counts as written; the next sync says nothing of it.
-            Err(_) => contents.persist_some(dice),
+            Err(_) => {
+                contents.persist_some(dice);
+                if dice.one_in(3) {
+                    let len = contents.cache.len();
+                    contents.cache.clone_from(&contents.stable);
+                    contents.cache.resize(len, 0);
+                }
+            }
         }
         result
     }
@@ -315,6 +388,7 @@ impl SimFile {
 
     pub fn read_next(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut state = self.disk.0.lock();
+        state.read_step()?;
         let rest = state.contents(self.file).cache.get(self.position..).unwrap_or_default();
         let len = rest.len().min(buffer.len());
         buffer[..len].copy_from_slice(&rest[..len]);

@@ -91,7 +91,7 @@ pub fn list(disk: &Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, WalError> {
 pub fn preallocate(disk: &Disk, path: &Path, bytes: u64) -> Result<(), WalError> {
     let fill = || -> io::Result<()> {
         let mut file = disk.create(path)?;
-        let zeros = vec![0u8; 1 << 20];
+        let zeros = vec![0u8; bytes.min(1 << 20) as usize];
         let mut left = bytes;
         while left > 0 {
             let chunk = left.min(zeros.len() as u64);
