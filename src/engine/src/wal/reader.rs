@@ -25,8 +25,9 @@ pub struct Recovered {
 
 /// Reads all records after `checkpoint_sequence` in order and hands them to `apply` with their file and offset.
 ///
-/// A torn record at the very end is dropped. What was read from the last segment is written and synced once more: a
-/// record that reached only the page cache when a sync failed becomes durable before anybody can see it.
+/// A torn record at the very end is dropped. What was found may be in the caches only, left there by a process that
+/// died or met an error just before its sync: so the directory is synced, and what was read from the last segment is
+/// written and synced once more, before anybody can see it or write behind it.
 pub fn recover<E: From<WalError>>(
     disk: &Disk,
     dir: &Path,
@@ -56,6 +57,9 @@ fn scan<E: From<WalError>>(
     is_repair: bool,
     mut apply: impl FnMut(Bytes, &Path, u64) -> Result<(), E>,
 ) -> Result<Recovered, E> {
+    if is_repair {
+        segment::sync_dir(disk, dir)?;
+    }
     let segments = segment::list(disk, dir)?;
     // Segments that the checkpoint made superfluous may still be there, some of them or under an old name, if the
     // machine stopped while they were given up: nothing is read from them.

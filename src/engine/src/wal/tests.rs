@@ -275,3 +275,33 @@ fn a_failed_write_or_sync_is_unknown_and_no_space_for_a_segment_is_not() {
     assert_eq!(failed, 1);
     assert_eq!(read(dir.path(), 0).unwrap().0, kept);
 }
+
+/// A start that fails halfway, a second one on what it left in the caches, and then the power is lost.
+#[test]
+fn what_a_failed_start_left_in_the_caches_is_durable_before_it_is_written_to() {
+    use crate::disk::sim::SimDisk;
+    let path = Path::new("/sim");
+    for seed in 0..40 {
+        // Every step of making and taking into use the first segment is the last one once.
+        for steps in 1..12 {
+            let sim = SimDisk::new(seed);
+            let disk = Disk::Sim(Arc::clone(&sim));
+            let open = || {
+                let recovered = recover(&disk, path, CLUSTER, 0, |_, _, _| Ok::<_, WalError>(()))?;
+                Wal::open(&disk, path, CLUSTER, SEGMENT_BYTES, recovered, None)
+            };
+            sim.set(0, steps);
+            let _ = open();
+            sim.set(0, u64::MAX);
+            append(&mut open().unwrap(), b"acknowledged").unwrap();
+            sim.lose_power();
+            let mut records = Vec::new();
+            recover(&disk, path, CLUSTER, 0, |record, _, _| {
+                records.push(record);
+                Ok::<_, WalError>(())
+            })
+            .unwrap();
+            assert_eq!(records, ["acknowledged"], "seed {seed}, the process died in step {steps}");
+        }
+    }
+}
