@@ -22,6 +22,7 @@ lint: lint-rust lint-go lint-shell ## formatting and lints, warnings are errors
 .PHONY: lint-rust
 lint-rust:
 	$(CARGO) fmt --all --check
+	rustfmt --check e2e/tools/protoc/src/main.rs
 	$(CARGO) clippy --locked --workspace --all-targets --features sharded-etcd-e2e/cluster --profile $(PROFILE) -- -D warnings
 
 .PHONY: lint-go
