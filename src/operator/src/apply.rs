@@ -19,10 +19,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::{
-    api::core::v1::{PersistentVolumeClaim, Pod},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
+use k8s_openapi::{api::core::v1::PersistentVolumeClaim, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, DynamicObject, Preconditions, PropagationPolicy},
@@ -37,7 +34,8 @@ use crate::{
     diff,
     memory::{Memory, ObjectMemory},
     model::{Applied, ApplyFailure, Children, Deletion, Desired, Manifest, Observed},
-    names,
+    names, quantity,
+    restart::is_serving,
     settings::Pace,
 };
 
@@ -559,20 +557,12 @@ fn destroys(kind: &str) -> bool {
     matches!(kind, "StatefulSet" | "Pod" | "PersistentVolumeClaim")
 }
 
-/// Whether a pod is ready, and to stay.
-fn is_serving(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let ready =
-        conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
-    ready && pod.metadata.deletion_timestamp.is_none()
-}
-
 /// Whether a claim asks for less than `size`.
 fn is_smaller(claim: &PersistentVolumeClaim, size: &str) -> bool {
     let requests = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.requests.as_ref());
     let asked =
-        requests.and_then(|requests| requests.get("storage")).and_then(|size| diff::quantity(&size.0));
-    match (asked, diff::quantity(size)) {
+        requests.and_then(|requests| requests.get("storage")).and_then(|size| quantity::nanos(&size.0));
+    match (asked, quantity::nanos(size)) {
         (Some(asked), Some(size)) => asked < size,
         _ => false,
     }

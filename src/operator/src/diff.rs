@@ -7,6 +7,8 @@
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use crate::quantity;
+
 /// Annotation with the hash of the manifest that was applied last.
 pub(crate) const ANNOTATION_APPLIED: &str = "shardedetcd.io/applied";
 
@@ -129,53 +131,10 @@ fn is_empty(value: &Value) -> bool {
 
 fn quantity_of(value: &Value) -> Option<i128> {
     match value {
-        Value::String(text) => quantity(text),
-        Value::Number(number) => quantity(&number.to_string()),
+        Value::String(text) => quantity::nanos(text),
+        Value::Number(number) => quantity::nanos(&number.to_string()),
         _ => None,
     }
-}
-
-/// A quantity of Kubernetes (apimachinery, resource.Quantity) in thousand-millionths. `None` if it is none, or beyond
-/// what is ever asked for.
-pub(crate) fn quantity(text: &str) -> Option<i128> {
-    const NANO: i128 = 1_000_000_000;
-    let end = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '-' | '+')));
-    let (number, suffix) = text.split_at(end.unwrap_or(text.len()));
-    let (negative, number) = match number.strip_prefix('-') {
-        Some(rest) => (true, rest),
-        None => (false, number.strip_prefix('+').unwrap_or(number)),
-    };
-    let (numerator, denominator): (i128, i128) = match suffix {
-        "n" => (1, NANO),
-        "u" => (1, 1_000_000),
-        "m" => (1, 1000),
-        "" => (1, 1),
-        "k" => (1000, 1),
-        "M" => (1_000_000, 1),
-        "G" => (NANO, 1),
-        "T" => (1000 * NANO, 1),
-        "P" => (1_000_000 * NANO, 1),
-        "E" => (NANO * NANO, 1),
-        "Ki" => (1 << 10, 1),
-        "Mi" => (1 << 20, 1),
-        "Gi" => (1 << 30, 1),
-        "Ti" => (1 << 40, 1),
-        "Pi" => (1 << 50, 1),
-        "Ei" => (1 << 60, 1),
-        _ => {
-            let exponent: i32 = suffix.strip_prefix(['e', 'E'])?.parse().ok()?;
-            let power = 10_i128.checked_pow(exponent.unsigned_abs())?;
-            if exponent < 0 { (1, power) } else { (power, 1) }
-        }
-    };
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if (whole.is_empty() && fraction.is_empty()) || fraction.len() > 9 {
-        return None;
-    }
-    let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
-    let scale = 10_i128.pow(u32::try_from(fraction.len()).ok()?);
-    let value = digits.checked_mul(NANO)?.checked_mul(numerator)? / denominator / scale;
-    Some(if negative { -value } else { value })
 }
 
 /// The manifest's object with `name: value` among its annotations.
@@ -244,14 +203,6 @@ mod tests {
         assert!(!same(&resources(json!("1001m"), "1Gi"), &resources(json!("1"), "1Gi")));
         // Elsewhere, text is text.
         assert!(!same(&json!({"data": {"cpu": "1000m"}}), &json!({"data": {"cpu": "1"}})));
-        for (text, nanos) in
-            [("1n", 1), ("0.5", 500_000_000), ("-1", -1_000_000_000), ("1.5Ki", 1536 * 1_000_000_000)]
-        {
-            assert_eq!(quantity(text), Some(nanos), "{text}");
-        }
-        for text in ["", "x", "1x", ".", "1.2.3", "Ki"] {
-            assert_eq!(quantity(text), None, "{text}");
-        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod memory;
 mod metrics;
 pub mod model;
 pub mod names;
+mod quantity;
 mod queue;
 mod reconcile;
 pub mod restart;

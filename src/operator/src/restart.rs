@@ -25,6 +25,11 @@ pub fn is_ready(pod: &Pod) -> bool {
     conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
+/// Whether a pod is ready, and to stay.
+pub fn is_serving(pod: &Pod) -> bool {
+    is_ready(pod) && pod.metadata.deletion_timestamp.is_none()
+}
+
 /// Whether a pod was made from another template than the newest of its StatefulSet. `None`: the StatefulSet's controller
 /// has not looked at the newest yet.
 pub fn is_outdated(pod: &Pod, set: &StatefulSet) -> Option<bool> {

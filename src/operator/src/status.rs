@@ -27,7 +27,7 @@ use self::trouble::{Trouble, clip, trouble};
 use crate::{
     model::{Applied, Observed, TopologyAnswer, TopologyReport},
     names::{self, Cluster, Component},
-    restart::{is_outdated, is_ready},
+    restart::{is_outdated, is_serving},
     validate::{ClusterPlan, Problem, Step, Validated},
 };
 
@@ -182,7 +182,7 @@ impl Look<'_> {
 
     fn ready_members(&self, validated: &Validated, cluster: Cluster, plan: &ClusterPlan) -> usize {
         let pods = self.pods(validated, cluster, plan);
-        pods.filter(|pod| is_ready(pod) && pod.metadata.deletion_timestamp.is_none()).count()
+        pods.filter(|pod| is_serving(pod)).count()
     }
 
     fn troubles(

@@ -19,15 +19,13 @@ use k8s_openapi::{
 };
 use sharded_etcd_crd::{RetainPolicy, defaults};
 
-use super::{
-    common::{
-        PULL_POLICY, REVISIONS_KEPT, container_port, container_security, env_field, metadata, pod_security,
-        port, probe, selector, spread,
-    },
-    quantity::{canonical, canonical_resources},
+use super::common::{
+    PULL_POLICY, REVISIONS_KEPT, container_port, container_security, env_field, metadata, pod_security, port,
+    probe, selector, spread,
 };
 use crate::{
     names::{self, Cluster, PORT_CLIENT, PORT_METRICS, PORT_PEER},
+    quantity::{canonical, canonical_resources},
     validate::{ClusterPlan, STATE_EXISTING, STATE_NEW, Validated},
 };
 

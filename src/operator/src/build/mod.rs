@@ -9,7 +9,6 @@ mod member;
 mod policies;
 mod programs;
 pub(crate) mod prune;
-mod quantity;
 #[cfg(test)]
 mod tests;
 
@@ -21,7 +20,6 @@ use k8s_openapi::api::{
 };
 use sharded_etcd_crd::units::Quantity;
 
-pub use self::quantity::canonical;
 use self::{
     common::{component_metadata, manifest, metadata},
     member::Member,
@@ -29,6 +27,7 @@ use self::{
 use crate::{
     model::{Desired, Manifest, Observed},
     names::{self, Cluster, Component},
+    quantity,
     validate::{Step, Validated},
 };
 
@@ -141,7 +140,7 @@ fn claim_sizes(validated: &Validated, observed: &Observed) -> BTreeMap<String, S
         let (bytes, _) = claim_size(claim)?;
         let going = claim.metadata.deletion_timestamp.is_some();
         let grows = !going && storage.bytes().is_ok_and(|wanted| wanted > bytes);
-        grows.then(|| (name.clone(), canonical(storage.size)))
+        grows.then(|| (name.clone(), quantity::canonical(storage.size)))
     });
     claims.collect()
 }

@@ -10,15 +10,13 @@ use k8s_openapi::api::{
 use k8s_openapi::apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString};
 use sharded_etcd_crd::{ServiceType, defaults::Disruption};
 
-use super::{
-    common::{
-        REVISIONS_KEPT, component_metadata, container_port, pod_security, port, probe, program,
-        routing_argument, routing_volume, selector, spread,
-    },
-    quantity::canonical_resources,
+use super::common::{
+    REVISIONS_KEPT, component_metadata, container_port, pod_security, port, probe, program, routing_argument,
+    routing_volume, selector, spread,
 };
 use crate::{
     names::{self, Component, PORT_CLIENT, PORT_MANAGER},
+    quantity::canonical_resources,
     validate::Validated,
 };
 
@@ -38,6 +36,9 @@ struct Program<'a> {
     name: String,
     replicas: i32,
     container: Container,
+    /// Serves `/livez` and `/readyz`.
+    port: u16,
+    args: Vec<String>,
     resources: Option<&'a ResourceRequirements>,
     grace_seconds: i64,
 }
@@ -47,6 +48,10 @@ impl Program<'_> {
         let resource = &self.validated.name;
         let selected = names::component_selector(resource, self.component);
         let mut container = self.container;
+        container.args = Some(self.args);
+        container.startup_probe = Some(probe("/livez", self.port, STARTUP.0, STARTUP.1));
+        container.liveness_probe = Some(probe("/livez", self.port, 10, 6));
+        container.readiness_probe = Some(probe("/readyz", self.port, 2, 2));
         container.resources = self.resources.map(canonical_resources);
         Deployment {
             metadata: component_metadata(self.validated, self.name.clone(), self.component),
@@ -86,25 +91,21 @@ impl Program<'_> {
 }
 
 pub(super) fn proxy_deployment(validated: &Validated) -> Deployment {
-    let mut container =
-        program(validated, names::CONTAINER_PROXY, vec![container_port("client", PORT_CLIENT)]);
-    container.args = Some(vec![
-        "proxy".to_owned(),
-        routing_argument(),
-        format!("--listen=0.0.0.0:{PORT_CLIENT}"),
-        format!("--advertise-client-urls=http://$(POD_IP):{PORT_CLIENT}"),
-        "--name=$(POD_NAME)".to_owned(),
-        format!("--drain-delay={DRAIN_DELAY}"),
-    ]);
-    container.startup_probe = Some(probe("/livez", PORT_CLIENT, STARTUP.0, STARTUP.1));
-    container.liveness_probe = Some(probe("/livez", PORT_CLIENT, 10, 6));
-    container.readiness_probe = Some(probe("/readyz", PORT_CLIENT, 2, 2));
     Program {
         validated,
         component: Component::Proxy,
         name: names::proxy(&validated.name),
         replicas: validated.resource.spec.proxy_replicas(),
-        container,
+        container: program(validated, names::CONTAINER_PROXY, vec![container_port("client", PORT_CLIENT)]),
+        port: PORT_CLIENT,
+        args: vec![
+            "proxy".to_owned(),
+            routing_argument(),
+            format!("--listen=0.0.0.0:{PORT_CLIENT}"),
+            format!("--advertise-client-urls=http://$(POD_IP):{PORT_CLIENT}"),
+            "--name=$(POD_NAME)".to_owned(),
+            format!("--drain-delay={DRAIN_DELAY}"),
+        ],
         resources: validated.resource.spec.proxy_resources(),
         grace_seconds: PROXY_GRACE_SECONDS,
     }
@@ -112,23 +113,19 @@ pub(super) fn proxy_deployment(validated: &Validated) -> Deployment {
 }
 
 pub(super) fn manager_deployment(validated: &Validated) -> Deployment {
-    let mut container =
-        program(validated, names::CONTAINER_MANAGER, vec![container_port("admin", PORT_MANAGER)]);
-    container.args = Some(vec![
-        "shard-manager".to_owned(),
-        routing_argument(),
-        format!("--listen=0.0.0.0:{PORT_MANAGER}"),
-        "--name=$(POD_NAME)".to_owned(),
-    ]);
-    container.startup_probe = Some(probe("/livez", PORT_MANAGER, STARTUP.0, STARTUP.1));
-    container.liveness_probe = Some(probe("/livez", PORT_MANAGER, 10, 6));
-    container.readiness_probe = Some(probe("/readyz", PORT_MANAGER, 2, 2));
     Program {
         validated,
         component: Component::ShardManager,
         name: names::shard_manager(&validated.name),
         replicas: validated.resource.spec.shard_manager_replicas(),
-        container,
+        container: program(validated, names::CONTAINER_MANAGER, vec![container_port("admin", PORT_MANAGER)]),
+        port: PORT_MANAGER,
+        args: vec![
+            "shard-manager".to_owned(),
+            routing_argument(),
+            format!("--listen=0.0.0.0:{PORT_MANAGER}"),
+            "--name=$(POD_NAME)".to_owned(),
+        ],
         resources: validated.resource.spec.shard_manager_resources(),
         grace_seconds: MANAGER_GRACE_SECONDS,
     }

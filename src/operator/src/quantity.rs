@@ -1,7 +1,8 @@
-//! Quantities in the form in which the API server stores them, so that what is applied is what is read back.
+//! Quantities of Kubernetes (apimachinery, pkg/api/resource): what they are worth, and the form in which the API server
+//! stores them, so that what is applied is what is read back.
 //!
-//! The rules are apimachinery's (pkg/api/resource, `CanonicalizeBytes`): no fraction, the largest suffix that needs
-//! none, binary suffixes stay binary unless the number is below 1024.
+//! The canonical form is that of `CanonicalizeBytes`: no fraction, the largest suffix that needs none, binary suffixes
+//! stay binary unless the number is below 1024.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +18,16 @@ const NANO: u128 = 1_000_000_000;
 /// message of its own.
 pub fn canonical(text: &str) -> String {
     parse(text).map_or_else(|| text.to_owned(), |(nanos, notation)| format(nanos, notation))
+}
+
+/// What a quantity is worth, in billionths; less than that is rounded away from zero. `None` if it is none, or not below 2^63.
+pub fn nanos(text: &str) -> Option<i128> {
+    let (negative, size) = match text.strip_prefix('-') {
+        Some(rest) if !rest.starts_with('+') => (true, rest),
+        _ => (false, text),
+    };
+    let nanos = i128::try_from(parse(size)?.0).ok()?;
+    Some(if negative { -nanos } else { nanos })
 }
 
 /// How a quantity is written.
@@ -125,6 +136,23 @@ mod tests {
         }
         for other in ["", "x", "Gi", "1.2.3", "1Zi", "-1", "99999999999999999999", "1e99"] {
             assert_eq!(canonical(other), other);
+        }
+    }
+
+    #[test]
+    fn worth() {
+        for (text, worth) in [
+            ("1n", 1),
+            ("0.5", 500_000_000),
+            ("-1", -1_000_000_000),
+            ("+1", 1_000_000_000),
+            ("1.5Ki", 1536 * 1_000_000_000),
+            ("1e3", 1_000_000_000_000),
+        ] {
+            assert_eq!(nanos(text), Some(worth), "{text}");
+        }
+        for text in ["", "x", "1x", ".", "1.2.3", "Ki", "-", "-+1", "--1", "1e99"] {
+            assert_eq!(nanos(text), None, "{text}");
         }
     }
 
