@@ -7,6 +7,7 @@
 mod append;
 pub mod bootstrap;
 mod checkpoint;
+mod condense;
 mod cut;
 mod error;
 mod follow;
@@ -44,6 +45,11 @@ pub struct LineOptions {
     pub uncovered_max: Duration,
     /// If meta does not answer appends for this long, writes are refused before they are sent. Default 1 s.
     pub stuck_max: Duration,
+    /// Segments in memory above which the newest checkpoint is looked at for those that no live key needs; 24 bytes each.
+    /// Default 100,000.
+    pub segments_max: usize,
+    /// How often that is looked at. Default 30 s.
+    pub condense_interval: Duration,
 }
 
 impl Default for LineOptions {
@@ -52,6 +58,8 @@ impl Default for LineOptions {
             wait_max: Duration::from_secs(5),
             uncovered_max: Duration::from_millis(20),
             stuck_max: Duration::from_secs(1),
+            segments_max: 100_000,
+            condense_interval: Duration::from_secs(30),
         }
     }
 }
@@ -84,6 +92,8 @@ pub struct Stats {
     pub refreshes: AtomicI64,
     /// Times that the follower had to start over.
     pub restarts: AtomicI64,
+    /// Segments dropped from memory as no live key needs them.
+    pub condensed: AtomicI64,
 }
 
 impl Line {
@@ -109,6 +119,7 @@ impl Line {
         line.tasks.spawn(Arc::clone(&line).follow());
         line.tasks.spawn(Arc::clone(&line).append_loop());
         line.tasks.spawn(Arc::clone(&line).refresh_loop());
+        line.tasks.spawn(Arc::clone(&line).condense_loop());
         Ok(line)
     }
 

@@ -137,6 +137,58 @@ async fn a_line_starts_from_a_checkpoint_and_a_compacted_log() {
     assert_eq!(fold(&late), fold(&line));
 }
 
+/// Memory follows the checkpoints: what they leave out, running processes forget too, and go on as if nothing happened.
+#[tokio::test]
+async fn a_running_line_forgets_what_a_checkpoint_leaves_out() {
+    let cluster = Cluster::start(2).await;
+    let (line, plain) = (cluster.line().await, cluster.line().await);
+    let options = LineOptions {
+        segments_max: 0,
+        condense_interval: std::time::Duration::from_millis(10),
+        ..LineOptions::default()
+    };
+    let eager = Line::start(Arc::clone(&cluster.meta) as Arc<dyn Shard>, options).await.unwrap();
+    let mut locals = Vec::new();
+    for i in 0..40 {
+        let local = cluster.write(i % 2, "k").await;
+        line.cover(ShardIx((i % 2) as u32), local).await.unwrap();
+        locals.push(local);
+    }
+    line.append(&Entry::Compact(line.cut().revision)).await.unwrap();
+    let mut checkpoint = fold(&line);
+    let segments = checkpoint.segment_count();
+    assert!(segments >= 40, "writes that alternate make a segment each: {segments}");
+    // The one live key of each shard was created by its first write and changed by its last.
+    checkpoint.condense(&[vec![locals[0], locals[38]], vec![locals[1], locals[39]]]);
+    let condensed = checkpoint.segment_count();
+    assert!(condensed <= 6, "{condensed} of {segments} segments are left");
+    assert!(write_checkpoint(cluster.meta.as_ref(), &checkpoint).await.unwrap());
+
+    let mut tries = 0;
+    while eager.with_fold(Fold::segment_count) > condensed {
+        tries += 1;
+        assert!(tries < 1000, "{} segments are still there", eager.with_fold(Fold::segment_count));
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    for (shard, local) in [(0, locals[0]), (1, locals[1]), (0, locals[38]), (1, locals[39])] {
+        let number = |line: &Line| line.with_fold(|f| f.global(ShardIx(shard), local));
+        assert_eq!(number(&eager), number(&line));
+        assert!(number(&eager).is_some());
+    }
+    assert_eq!(eager.with_fold(|f| f.global(ShardIx(0), locals[2])), None);
+
+    let local = cluster.write(1, "k").await;
+    let cut = eager.cover(ShardIx(1), local).await.unwrap();
+    assert_eq!(plain.at_position(cut.position).await.unwrap().revision, cut.revision);
+    let (small, full) = (fold(&eager), fold(&plain));
+    assert_eq!((small.vector(), small.revision, small.map()), (full.vector(), full.revision, full.map()));
+    // A checkpoint that leaves out nothing, or is newer than what is folded, changes nothing.
+    assert_eq!(eager.condense(&full), 0);
+    let mut newer = checkpoint.clone();
+    newer.position = full.position + 1;
+    assert_eq!((plain.condense(&newer), fold(&plain)), (0, full));
+}
+
 #[tokio::test]
 async fn bootstrap_is_idempotent_and_refuses_what_is_not_its_own() {
     let cluster = Cluster::start(2).await;

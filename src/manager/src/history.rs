@@ -64,6 +64,8 @@ pub(crate) struct History {
 struct State {
     /// Log entries and position of the last checkpoint, and when it was written.
     written: Option<(i64, i64, Instant)>,
+    /// Segments that the last condensation left.
+    condensed_to: usize,
     compacted_at: Option<Instant>,
     /// Local revision that each shard was compacted to.
     physical: HashMap<ShardIx, i64>,
@@ -226,15 +228,20 @@ impl History {
             return Ok(());
         }
         let mut fold = self.line.with_fold(Fold::clone);
-        if fold.segment_count() > self.options.segments_max
+        // Reading all keys is paid for by as many segments as were left the last time.
+        let enough = self.options.segments_max.max(self.state.lock().condensed_to.saturating_mul(2));
+        if fold.segment_count() > enough
             && let Some(needed) = self.live_revisions(&fold).await?
         {
             let segments = fold.segment_count();
             fold.condense(&needed);
+            self.state.lock().condensed_to = fold.segment_count();
             tracing::info!(before = segments, after = fold.segment_count(), "condensed the checkpoint");
         }
         let meta = self.line.meta();
         write_checkpoint(meta.as_ref(), &fold).await?;
+        // So that the next checkpoint, and this process, are as small.
+        self.line.condense(&fold);
         self.state.lock().written = Some((fold.entries, fold.position, Instant::now()));
         // One checkpoint more than needed, so that who follows closely never has to start over.
         if let Some((_, revision, _)) = before {

@@ -281,6 +281,25 @@ impl Fold {
         }
     }
 
+    /// Takes the segments of an older checkpoint of the same line, which may be condensed, instead of its own up to there.
+    /// Returns how many segments that saved; nothing is changed if it saves none, or if the checkpoint is newer.
+    pub fn adopt(&mut self, checkpoint: &Self) -> usize {
+        let same = self.cluster_id == checkpoint.cluster_id && self.shards.len() >= checkpoint.shards.len();
+        if !same || checkpoint.position > self.position {
+            return 0;
+        }
+        let before = self.segment_count();
+        let mut shards = self.shards.clone();
+        for (own, other) in shards.iter_mut().zip(&checkpoint.shards) {
+            own.segments.adopt(&other.segments, other.v);
+        }
+        let after = shards.iter().map(|s| s.segments.len()).sum();
+        if after < before {
+            self.shards = shards;
+        }
+        before.saturating_sub(after)
+    }
+
     fn check(&self, position: i64, shard: ShardIx) -> Result<(), FoldError> {
         if shard.index() < self.shards.len() {
             Ok(())

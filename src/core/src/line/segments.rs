@@ -94,6 +94,17 @@ impl Segments {
             }
         });
     }
+
+    /// Takes `condensed` for everything up to local revision `upto`, and keeps its own from there on.
+    pub(super) fn adopt(&mut self, condensed: &Self, upto: i64) {
+        let own = std::mem::replace(self, condensed.clone());
+        for s in own.list {
+            let skip = (upto + 1 - s.local).max(0);
+            if skip < s.count {
+                self.push(Segment { local: s.local + skip, global: s.global + skip, count: s.count - skip });
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -147,5 +158,20 @@ mod tests {
         let mut s = segments();
         s.condense(9, &[4]);
         assert_eq!((s.global(4), s.global(7)), (Some(11), None));
+    }
+
+    #[test]
+    fn what_is_condensed_is_taken_over() {
+        let mut condensed = segments();
+        condensed.condense(7, &[]);
+        let mut s = segments();
+        s.push(Segment { local: 9, global: 23, count: 2 });
+        s.push(Segment { local: 12, global: 40, count: 1 });
+        s.adopt(&condensed, 8);
+        assert_eq!(
+            [4, 6, 8, 9, 10, 12].map(|l| s.global(l)),
+            [None, Some(20), Some(22), Some(23), Some(24), Some(40)]
+        );
+        assert_eq!(s.len(), 2, "consecutive ones are joined");
     }
 }
