@@ -7,6 +7,7 @@ pub mod keyspace;
 pub mod lease;
 pub mod line;
 pub mod moves;
+pub mod orders;
 pub mod placement;
 pub mod records;
 pub mod topology;

@@ -4,10 +4,13 @@
 use bytes::Bytes;
 
 use super::{
-    Limits, Observation, Plan, ShardState, plan,
+    Limits, Observation, Plan, ShardState, plan, plan_approved,
     world::{World, pin, show, topology, topology_with},
 };
-use crate::topology::{RebalanceMode, Topology};
+use crate::{
+    orders::{StepKey, plan_id},
+    topology::{RebalanceMode, Topology},
+};
 
 fn golden(name: &str, observation: &Observation, topology: &Topology) -> Plan {
     golden_with(name, observation, topology, &Limits::default())
@@ -192,6 +195,36 @@ fn manual_and_paused() {
         let made = golden(name, &world.observe(&t), &t);
         assert_eq!(made.ready().count(), 0);
     }
+}
+
+#[test]
+fn approved_steps_are_carried_out_in_mode_manual() {
+    let t = topology_with(2, |d| d.mode = RebalanceMode::Manual);
+    let mut world = World::new(&t);
+    twenty_directories(&mut world);
+    let limits = Limits::default();
+    let shown = plan(&world.observe(&t), &t, &limits);
+    let approved: Vec<StepKey> = shown.steps.iter().map(StepKey::of).collect();
+    let hint = format!("sharded-etcd approve {}", plan_id(&shown.steps));
+    assert!(shown.waits.iter().any(|w| w.reason.contains(&hint)), "{shown}");
+
+    // The move can begin once the split is done, though the range has another id then.
+    for action in ["split", "move"] {
+        let allowed = plan_approved(&world.observe(&t), &t, &limits, &approved);
+        let ready: Vec<_> = allowed.ready().cloned().collect();
+        assert_eq!(ready.len(), 1, "{allowed}");
+        assert!(ready[0].to_string().starts_with(action), "{allowed}");
+        world.apply(&ready[0]);
+    }
+    let rest = plan_approved(&world.observe(&t), &t, &limits, &approved);
+    assert!(rest.balanced && rest.steps.is_empty(), "{rest}");
+
+    // What nobody approved waits, and Paused begins nothing whatever was approved.
+    let mut world = World::new(&t);
+    twenty_directories(&mut world);
+    assert_eq!(plan_approved(&world.observe(&t), &t, &limits, &approved[1..]).ready().count(), 0);
+    let paused = topology_with(2, |d| d.mode = RebalanceMode::Paused);
+    assert_eq!(plan_approved(&world.observe(&paused), &paused, &limits, &approved).ready().count(), 0);
 }
 
 #[test]

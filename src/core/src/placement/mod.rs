@@ -47,5 +47,5 @@ mod world;
 
 pub use observation::{CutPoint, Limits, Observation, RangeView, ShardState, ShardView};
 pub use plan::{Action, Figures, Plan, Step, Wait};
-pub use planner::plan;
+pub use planner::{plan, plan_approved};
 pub use scan::{CutScan, Scanned};

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     keyspace::Printable,
+    orders::{StepKey, plan_id},
     topology::{RebalanceMode, Topology},
 };
 
@@ -16,6 +17,16 @@ const WAITS_MAX: usize = 100;
 
 /// Plans what brings `observation` to what `topology` wants. See the [module](super) for what it guarantees.
 pub fn plan(observation: &Observation, topology: &Topology, limits: &Limits) -> Plan {
+    plan_approved(observation, topology, limits, &[])
+}
+
+/// The same; in mode Manual the steps that were approved can begin.
+pub fn plan_approved(
+    observation: &Observation,
+    topology: &Topology,
+    limits: &Limits,
+    approved: &[StepKey],
+) -> Plan {
     let mut model = Model::new(observation, topology, limits);
     let (keys, bytes) = (figures(&model, Measure::Keys), figures(&model, Measure::Bytes));
     let balanced = Measure::ALL.iter().all(|m| (0..model.shards.len()).all(|s| !above_mean(&model, s, *m)));
@@ -37,7 +48,7 @@ pub fn plan(observation: &Observation, topology: &Topology, limits: &Limits) -> 
     }
     let under_way = observation.ranges.iter().filter(|r| r.moving_to.is_some()).count();
     let mut steps = model.steps;
-    hold_back(&mut steps, topology, under_way, &mut waits);
+    hold_back(&mut steps, topology, under_way, approved, &mut waits);
     Plan {
         parent_generation: observation.generation,
         steps,
@@ -228,35 +239,43 @@ pub(super) fn split_large(model: &mut Model<'_>, at: PartAt) -> Option<PartAt> {
 }
 
 /// Marks as not ready what the mode or the number of concurrent moves forbids.
-fn hold_back(steps: &mut [super::Step], topology: &Topology, under_way: usize, waits: &mut Waits) {
-    match topology.rebalance.mode {
-        RebalanceMode::Automatic => {
-            let max = topology.rebalance.moves_max as usize;
-            let mut room = max.saturating_sub(under_way);
-            let mut held = 0u64;
-            for step in steps {
-                if step.ready && matches!(step.action, Action::Move { .. }) {
-                    step.ready = room > 0;
-                    held += u64::from(room == 0);
-                    room = room.saturating_sub(1);
-                }
-            }
-            if held > 0 {
-                waits.add(
-                    count_text(held, "move"),
-                    format!("at most {max} may be under way at the same time"),
-                );
-            }
+fn hold_back(
+    steps: &mut [super::Step],
+    topology: &Topology,
+    under_way: usize,
+    approved: &[StepKey],
+    waits: &mut Waits,
+) {
+    let mode = topology.rebalance.mode;
+    let id = plan_id(steps);
+    let mut forbidden = 0u64;
+    for step in steps.iter_mut() {
+        let allowed = match mode {
+            RebalanceMode::Automatic => true,
+            RebalanceMode::Manual => approved.contains(&StepKey::of(step)),
+            RebalanceMode::Paused => false,
+        };
+        step.ready &= allowed;
+        forbidden += u64::from(!allowed);
+    }
+    if forbidden > 0 {
+        let reason = match mode {
+            RebalanceMode::Paused => "rebalance.mode is Paused".to_owned(),
+            _ => format!("rebalance.mode is Manual, which waits for: sharded-etcd approve {id}"),
+        };
+        waits.add(count_text(forbidden, "step"), reason);
+    }
+    let max = topology.rebalance.moves_max as usize;
+    let mut room = max.saturating_sub(under_way);
+    let mut held = 0u64;
+    for step in steps {
+        if step.ready && matches!(step.action, Action::Move { .. }) {
+            step.ready = room > 0;
+            held += u64::from(room == 0);
+            room = room.saturating_sub(1);
         }
-        mode => {
-            steps.iter_mut().for_each(|step| step.ready = false);
-            if !steps.is_empty() {
-                let reason = match mode {
-                    RebalanceMode::Paused => "rebalance.mode is Paused",
-                    _ => "rebalance.mode is Manual, which waits for approval",
-                };
-                waits.add(count_text(steps.len() as u64, "step"), reason);
-            }
-        }
+    }
+    if held > 0 {
+        waits.add(count_text(held, "move"), format!("at most {max} may be under way at the same time"));
     }
 }
