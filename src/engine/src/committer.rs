@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::Code;
 
 use crate::{
+    answers::{self, Mailbox},
     checkpoint,
     disk::Disk,
     entry::Entry,
@@ -66,8 +67,28 @@ pub(crate) enum Command {
     Shutdown,
 }
 
+/// A command, and where its answer goes first.
+pub(crate) struct Queued {
+    command: Command,
+    /// None: straight to the task that waits.
+    mailbox: Option<Arc<Mailbox>>,
+}
+
+impl Queued {
+    /// A command of the current thread.
+    pub(crate) fn here(command: Command) -> Self {
+        Self { command, mailbox: answers::mailbox() }
+    }
+}
+
+impl From<Command> for Queued {
+    fn from(command: Command) -> Self {
+        Self { command, mailbox: None }
+    }
+}
+
 /// An answer that waits for its batch to be durable.
-enum Answer {
+pub(crate) enum Answer {
     Put(Reply<pb::PutResponse>, Result<pb::PutResponse>),
     DeleteRange(Reply<pb::DeleteRangeResponse>, Result<pb::DeleteRangeResponse>),
     Txn(Reply<pb::TxnResponse>, Result<pb::TxnResponse>),
@@ -82,7 +103,7 @@ enum Answer {
 
 impl Answer {
     /// Sends the answer. A caller that is gone does not want it.
-    fn send(self) {
+    pub(crate) fn send(self) {
         match self {
             Answer::Put(reply, result) => drop(reply.send(result)),
             Answer::DeleteRange(reply, result) => drop(reply.send(result)),
@@ -116,6 +137,8 @@ impl Answer {
 #[derive(Default)]
 struct Batch {
     answers: Vec<Answer>,
+    /// Where they go first, one for each.
+    mailboxes: Vec<Option<Arc<Mailbox>>>,
     /// The changes of each new revision, in order.
     revisions: Vec<Changes>,
     granted: Vec<(i64, i64)>,
@@ -135,7 +158,7 @@ pub(crate) struct Limits {
 pub(crate) struct Committer {
     limits: Limits,
     shared: Arc<Shared>,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<Queued>,
     wal: Wal,
     /// What is published plus the batch under way.
     store: Store,
@@ -163,7 +186,7 @@ impl Committer {
     pub(crate) fn new(
         limits: Limits,
         shared: Arc<Shared>,
-        commands: mpsc::Receiver<Command>,
+        commands: mpsc::Receiver<Queued>,
         wal: Wal,
         wal_bytes: u64,
         checkpoint_bytes: u64,
@@ -202,7 +225,7 @@ impl Committer {
     }
 
     /// One batch, and what is to be done after it.
-    pub(crate) fn work(&mut self, queue: &mut VecDeque<Command>) {
+    pub(crate) fn work<C: Into<Queued>>(&mut self, queue: &mut VecDeque<C>) {
         self.batch(queue);
         self.collect();
         if self.collect_target().is_none() {
@@ -220,7 +243,7 @@ impl Committer {
     }
 
     /// Waits for requests, or only looks for some while there is history to give back. False at the end.
-    fn receive(&mut self, received: &mut Vec<Command>) -> bool {
+    fn receive(&mut self, received: &mut Vec<Queued>) -> bool {
         if self.collect_target().is_some() {
             while received.len() < BATCH_REQUESTS_MAX {
                 match self.commands.try_recv() {
@@ -234,12 +257,13 @@ impl Committer {
         self.commands.blocking_recv_many(received, BATCH_REQUESTS_MAX) > 0
     }
 
-    fn batch(&mut self, queue: &mut VecDeque<Command>) {
+    fn batch<C: Into<Queued>>(&mut self, queue: &mut VecDeque<C>) {
         let mut batch = Batch::default();
         Wal::begin(&mut self.record);
         while self.record.len() < BATCH_BYTES_MAX {
-            let Some(command) = queue.pop_front() else { break };
+            let Some(Queued { command, mailbox }) = queue.pop_front().map(Into::into) else { break };
             self.apply(command, &mut batch);
+            batch.mailboxes.resize(batch.answers.len(), mailbox);
         }
         if Wal::has_payload(&self.record) {
             match self.wal.append(&mut self.record) {
@@ -252,12 +276,14 @@ impl Committer {
         }
         // Before the answers: who asks a watcher for its progress after a write then finds that write in it.
         self.mark_watchers(&batch.revisions);
-        for answer in batch.answers {
-            match answer {
-                Answer::CompactPhysically(..) => self.physical.push(answer),
-                _ => answer.send(),
+        let physical = &mut self.physical;
+        answers::send_all(batch.answers.into_iter().zip(batch.mailboxes).filter_map(|(answer, mailbox)| {
+            if matches!(answer, Answer::CompactPhysically(..)) {
+                physical.push(answer);
+                return None;
             }
-        }
+            Some((answer, mailbox))
+        }));
         // One batch of unusual size must not pin its memory.
         if self.record.capacity() > 2 * BATCH_BYTES_MAX {
             self.record = Vec::new();

@@ -22,7 +22,7 @@ use tonic::Code;
 use crate::{
     EngineConfig, check,
     checkpoint::{self, Loaded},
-    committer::{Command, Committer, Limits, Reply},
+    committer::{Command, Committer, Limits, Queued, Reply},
     entry::{self, ReplayError},
     errors, identity,
     lease::Renewal,
@@ -106,7 +106,7 @@ pub struct Engine {
     pub(crate) shared: Arc<Shared>,
     pub(crate) config: EngineConfig,
     /// None only while it is dropped.
-    commands: Option<mpsc::Sender<Command>>,
+    commands: Option<mpsc::Sender<Queued>>,
     committer: Mutex<Option<JoinHandle<()>>>,
     expirer: AbortHandle,
 }
@@ -178,7 +178,7 @@ impl Engine {
         self.expirer.abort();
         if let Some(commands) = &self.commands {
             // If it cannot be sent, the writer has ended already.
-            let _ = commands.send(Command::Shutdown).await;
+            let _ = commands.send(Command::Shutdown.into()).await;
         }
         let thread = self.committer.lock().take();
         if let Some(thread) = thread {
@@ -236,7 +236,7 @@ impl Engine {
         let commands = self.commands.as_ref().ok_or_else(errors::stopped)?;
         let (reply, answer) = oneshot::channel();
         // Mostly there is room, and waiting for it would need a timer of its own.
-        match commands.try_send(command(reply)) {
+        match commands.try_send(Queued::here(command(reply))) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(command)) => {
                 match tokio::time::timeout(limit, commands.reserve()).await {
@@ -513,7 +513,7 @@ impl Opened {
 }
 
 /// Revokes leases whose time is over, and wakes the committer when it has something to look at.
-async fn expire(shared: Arc<Shared>, commands: mpsc::WeakSender<Command>, tick: Duration) {
+async fn expire(shared: Arc<Shared>, commands: mpsc::WeakSender<Queued>, tick: Duration) {
     let mut ticks = tokio::time::interval(tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -522,13 +522,13 @@ async fn expire(shared: Arc<Shared>, commands: mpsc::WeakSender<Command>, tick: 
         let expired = shared.leases.lock().at(now).take_expired(now, EXPIRE_AGAIN, EXPIRE_LEASES_MAX);
         let Some(commands) = commands.upgrade() else { return };
         for id in expired {
-            if commands.send(Command::Expire(id)).await.is_err() {
+            if commands.send(Command::Expire(id).into()).await.is_err() {
                 return;
             }
         }
         if shared.wants_tick.load(Ordering::Relaxed) {
             // When the queue is full the committer is awake anyway.
-            let _ = commands.try_send(Command::Tick);
+            let _ = commands.try_send(Command::Tick.into());
         }
     }
 }

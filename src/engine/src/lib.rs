@@ -16,6 +16,7 @@
 //! - After a failed write or sync nothing more is acknowledged; reads go on.
 //! - All data are in memory; the quota bounds them.
 
+mod answers;
 pub mod check;
 pub mod checkpoint;
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod admin;
 mod auth;
 mod kv;
 mod lease;
+mod threads;
 mod watch;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -21,6 +22,8 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 
+pub use threads::serve_on_threads;
+
 use crate::Engine;
 
 /// etcd lets a message be this much larger than a request (`grpcOverheadBytes`).
@@ -32,6 +35,15 @@ pub enum ServeError {
     /// The listener has no address.
     #[error("cannot read the address of the listener")]
     Address(#[source] std::io::Error),
+    /// A thread, or its runtime, cannot be started.
+    #[error("cannot start a thread to serve on")]
+    Thread(#[source] std::io::Error),
+    /// A thread panicked.
+    #[error("a thread that served {address} panicked")]
+    Panicked {
+        /// Where it listened.
+        address: SocketAddr,
+    },
     /// The HTTP/2 server failed.
     #[error("cannot serve on {address}")]
     Transport {
