@@ -14,15 +14,18 @@ use crate::{
     codec::{Decoder, Encoder, Malformed},
     disk::{Disk, DiskFile},
     mvcc::{Alarm, EventLog, FIRST_EVENT_REVISION, Restore, Store, StoredVersion, Version},
-    wal::WalError,
+    wal::{Position, WalError},
 };
 
-/// Version of the checkpoint format; a newer one is refused.
-pub const FORMAT: u32 = 1;
+/// Version of the checkpoint format; a newer one is refused. Format 1 has no checksum of the log's record.
+pub const FORMAT: u32 = 2;
 
 const MAGIC: &[u8; 8] = b"SETCDCKP";
-/// Magic, format, cluster id and sequence number; their checksum follows.
-const HEADER_BYTES: usize = 8 + 4 + 8 + 8;
+const FORMAT_BARE: u32 = 1;
+/// Magic, format, cluster id and sequence number; in format 1 their checksum follows.
+const HEADER_BYTES_BARE: usize = 8 + 4 + 8 + 8;
+/// Also whether the record's checksum is known, and the checksum.
+const HEADER_BYTES: usize = HEADER_BYTES_BARE + 4 + 4;
 /// The file is synced each time this much was written: one large sync at the end would make those of the log wait.
 const SYNC_BYTES: u64 = 8 << 20;
 /// A block is closed once it has this many bytes.
@@ -53,16 +56,18 @@ fn list(disk: &Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, WalError> {
     Ok(found)
 }
 
-/// Writes the store as it was after log record `sequence` and removes older checkpoints. Returns the file's size.
+/// Writes the store as it was after record `last` of the log and removes older checkpoints. Returns the file's size.
 pub fn write(
     disk: &Disk,
     dir: &Path,
     cluster_id: u64,
-    sequence: u64,
+    last: impl Into<Position>,
     store: &Store,
 ) -> Result<u64, WalError> {
+    let last = last.into();
+    let sequence = last.sequence;
     let temporary = dir.join("checkpoint.tmp");
-    let size = write_file(disk, &temporary, cluster_id, sequence, store).map_err(|error| {
+    let size = write_file(disk, &temporary, cluster_id, last, store).map_err(|error| {
         let _ = disk.remove(&temporary);
         WalError::io("write", &temporary)(error)
     })?;
@@ -77,14 +82,16 @@ pub fn write(
     Ok(size)
 }
 
-fn write_file(disk: &Disk, path: &Path, cluster_id: u64, sequence: u64, store: &Store) -> io::Result<u64> {
+fn write_file(disk: &Disk, path: &Path, cluster_id: u64, last: Position, store: &Store) -> io::Result<u64> {
     let mut out =
         Blocks { file: BufWriter::with_capacity(1 << 20, disk.create(path)?), written: 0, synced: 0 };
     let mut header = Vec::new();
     header.put_raw(MAGIC);
     header.put_u32(FORMAT);
     header.put_u64(cluster_id);
-    header.put_u64(sequence);
+    header.put_u64(last.sequence);
+    header.put_u32(u32::from(last.checksum.is_some()));
+    header.put_u32(last.checksum.unwrap_or_default());
     let crc = crc32fast::hash(&header);
     header.put_u32(crc);
     out.raw(&header)?;
@@ -186,8 +193,8 @@ impl Blocks {
 /// What a checkpoint held.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The last log record that is part of it; 0 without a checkpoint.
-    pub sequence: u64,
+    /// The last log record that is part of it; number 0 without a checkpoint.
+    pub last: Position,
     /// Its size in bytes.
     pub file_bytes: u64,
     /// The store.
@@ -212,15 +219,16 @@ pub fn load(disk: &Disk, dir: &Path, cluster_id: u64) -> Result<Loaded, WalError
 pub fn read(disk: &Disk, dir: &Path, cluster_id: u64) -> Result<Loaded, WalError> {
     let Some((sequence, path)) = list(disk, dir)?.pop() else {
         return Ok(Loaded {
-            sequence: 0,
+            last: Position::default(),
             file_bytes: 0,
             store: Store::default(),
             log: EventLog::new(FIRST_EVENT_REVISION),
         });
     };
     let mut reader = Reader::open(disk, &path)?;
-    let (store, log) = reader.store(cluster_id, sequence)?;
-    Ok(Loaded { sequence, file_bytes: reader.offset, store, log })
+    let last = reader.header(cluster_id, sequence)?;
+    let (store, log) = reader.store()?;
+    Ok(Loaded { last, file_bytes: reader.offset, store, log })
 }
 
 /// Reads a checkpoint block by block.
@@ -252,21 +260,33 @@ impl<'a> Reader<'a> {
         if read == len { Ok(bytes) } else { Err(self.corrupt("the file ends too early")) }
     }
 
-    fn header(&mut self, cluster_id: u64, sequence: u64) -> Result<(), WalError> {
-        let bytes = self.bytes(HEADER_BYTES + 4)?;
+    fn header(&mut self, cluster_id: u64, sequence: u64) -> Result<Position, WalError> {
+        let mut bytes = self.bytes(HEADER_BYTES_BARE + 4)?;
         if !bytes.starts_with(MAGIC) {
             return Err(self.corrupt("this is no checkpoint"));
         }
-        let mut input = Decoder::new(&bytes[MAGIC.len()..]);
-        let mut read = || -> Result<(u32, u64, u64, u32), Malformed> {
-            Ok((input.u32()?, input.u64()?, input.u64()?, input.u32()?))
-        };
-        let (format, found, found_sequence, crc) =
-            read().map_err(|_| self.corrupt("the header is too short"))?;
+        let too_short = |_: Malformed| self.corrupt("the header is too short");
+        let format = Decoder::new(&bytes[MAGIC.len()..]).u32().map_err(too_short)?;
         if format > FORMAT {
             return Err(WalError::Newer { path: self.path.to_owned(), found: format });
         }
-        if crc != crc32fast::hash(&bytes[..HEADER_BYTES]) {
+        if format > FORMAT_BARE {
+            bytes.extend(self.bytes(HEADER_BYTES - HEADER_BYTES_BARE)?);
+        }
+        let checked = bytes.len() - 4;
+        let mut input = Decoder::new(&bytes[MAGIC.len() + 4..]);
+        let mut read = || -> Result<(u64, u64, Option<u32>, u32), Malformed> {
+            let (cluster_id, sequence) = (input.u64()?, input.u64()?);
+            let mut checksum = None;
+            if format > FORMAT_BARE {
+                let (is_known, found) = (input.u32()?, input.u32()?);
+                checksum = (is_known != 0).then_some(found);
+            }
+            Ok((cluster_id, sequence, checksum, input.u32()?))
+        };
+        let (found, found_sequence, checksum, crc) =
+            read().map_err(|_| self.corrupt("the header is too short"))?;
+        if crc != crc32fast::hash(&bytes[..checked]) {
             return Err(self.corrupt("the header's checksum is wrong"));
         }
         if found != cluster_id {
@@ -276,7 +296,7 @@ impl<'a> Reader<'a> {
             return Err(self.corrupt("the name and the header disagree"));
         }
         self.offset += bytes.len() as u64;
-        Ok(())
+        Ok(Position { sequence, checksum })
     }
 
     fn block(&mut self) -> Result<Vec<u8>, WalError> {
@@ -296,8 +316,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn store(&mut self, cluster_id: u64, sequence: u64) -> Result<(Store, EventLog), WalError> {
-        self.header(cluster_id, sequence)?;
+    fn store(&mut self) -> Result<(Store, EventLog), WalError> {
         let mut restore: Option<Restore> = None;
         let mut parts = 0u64;
         loop {

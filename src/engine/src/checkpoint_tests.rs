@@ -35,7 +35,7 @@ fn any_flipped_byte_is_noticed_and_named() {
             Err(WalError::Corrupt { path: named, .. } | WalError::Newer { path: named, .. }) => {
                 assert_eq!(named, path);
             }
-            other => panic!("byte {at}: {:?}", other.map(|loaded| loaded.sequence)),
+            other => panic!("byte {at}: {:?}", other.map(|loaded| loaded.last.sequence)),
         }
     }
     for len in [0, 10, 32, 100, bytes / 2, bytes - 1] {
@@ -54,7 +54,7 @@ fn a_newer_checkpoint_replaces_the_older_and_a_half_written_one_does_not_count()
     write(&Disk::Real, dir.path(), 1, 9, &store(4)).unwrap();
     fs::write(dir.path().join("checkpoint.tmp"), b"half").unwrap();
     let loaded = load(&Disk::Real, dir.path(), 1).unwrap();
-    assert_eq!((loaded.sequence, loaded.store.revision()), (9, 5));
+    assert_eq!((loaded.last.sequence, loaded.store.revision()), (9, 5));
     let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["checkpoint-0000000000000009.db"]);
 }

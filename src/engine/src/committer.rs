@@ -222,6 +222,12 @@ impl Committer {
         if let Some(running) = self.checkpointing.take() {
             self.finish_checkpoint(running);
         }
+        // After a failed write nothing may be written any more.
+        if self.shared.failure.read().is_none()
+            && let Err(error) = self.wal.seal()
+        {
+            tracing::warn!(error = explain(&error), "the log is not sealed; nothing is lost");
+        }
     }
 
     /// One batch, and what is to be done after it.
@@ -589,18 +595,19 @@ impl Committer {
         }
         let snapshot = self.shared.published.load_full();
         let (disk, dir) = (self.limits.disk.clone(), self.limits.dir.clone());
-        let (cluster_id, sequence) = (self.shared.cluster_id, self.wal.last_sequence());
+        let (cluster_id, last) = (self.shared.cluster_id, self.wal.last());
         let is_done = Arc::new(AtomicBool::new(false));
         let done = Arc::clone(&is_done);
         let work = move || {
-            let result = checkpoint::write(&disk, &dir, cluster_id, sequence, &snapshot);
+            let result = checkpoint::write(&disk, &dir, cluster_id, last, &snapshot);
             done.store(true, Ordering::Release);
             result
         };
         match self.limits.disk.spawn("engine-checkpoint", work) {
             Ok(thread) => {
                 let wal_bytes = std::mem::take(&mut self.wal_bytes);
-                self.checkpointing = Some(Checkpointing { sequence, wal_bytes, is_done, thread });
+                self.checkpointing =
+                    Some(Checkpointing { sequence: last.sequence, wal_bytes, is_done, thread });
             }
             Err(error) => {
                 tracing::error!(%error, "cannot start a thread for a checkpoint; it is tried again")

@@ -476,14 +476,13 @@ impl Opened {
         let dir = config.dir.as_path();
         let lock = identity::lock(disk, dir)?;
         let identity = identity::load_or_create(disk, dir, &config.name, config.cluster_id)?;
-        let Loaded { sequence, file_bytes, mut store, mut log } =
+        let Loaded { last, file_bytes, mut store, mut log } =
             checkpoint::load(disk, dir, identity.cluster_id)?;
-        let recovered =
-            wal::recover(disk, dir, identity.cluster_id, sequence, |record: Bytes, path, offset| {
-                entry::replay(&record, &mut store, |changes| log.push(changes))
-                    .map_err(|source| EngineError::Replay { path: path.to_owned(), offset, source })
-            })?;
-        if recovered.segments.is_empty() && (identity.has_log || sequence > 0) {
+        let recovered = wal::recover(disk, dir, identity.cluster_id, last, |record: Bytes, path, offset| {
+            entry::replay(&record, &mut store, |changes| log.push(changes))
+                .map_err(|source| EngineError::Replay { path: path.to_owned(), offset, source })
+        })?;
+        if recovered.segments.is_empty() && (identity.has_log || last.sequence > 0) {
             return Err(EngineError::LogMissing { dir: dir.to_owned() });
         }
         let wal_bytes = recovered.replayed_bytes;

@@ -86,7 +86,10 @@ pub(crate) fn load_or_create(
     let path = dir.join(FILE);
     match disk.read(&path) {
         Ok(text) => check(&path, &text, cluster_id),
-        Err(error) if error.kind() == ErrorKind::NotFound => create(disk, dir, &path, name, cluster_id),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            refuse_orphans(disk, dir, &path)?;
+            create(disk, dir, &path, name, cluster_id)
+        }
         Err(error) => Err(WalError::io("read", &path)(error).into()),
     }
 }
@@ -166,5 +169,19 @@ fn store(disk: &Disk, dir: &Path, path: &Path, identity: &Identity) -> Result<()
         .map_err(WalError::io("write", &temporary))?;
     disk.rename(&temporary, path).map_err(WalError::io("rename", &temporary))?;
     sync_dir(disk, dir)?;
+    Ok(())
+}
+
+/// Refuses a directory that has our data, and has lost the file that says whose they are.
+fn refuse_orphans(disk: &Disk, dir: &Path, path: &Path) -> Result<(), EngineError> {
+    let is_ours = |name: &str| {
+        (name.starts_with("wal-") && name.ends_with(".log"))
+            || (name.starts_with("checkpoint-") && name.ends_with(".db"))
+    };
+    let files = disk.list(dir).map_err(WalError::io("list", dir))?;
+    if files.iter().any(|file| file.file_name().is_some_and(|name| is_ours(&name.to_string_lossy()))) {
+        let reason = "it is missing, and the directory has data";
+        return Err(WalError::Corrupt { path: path.to_owned(), offset: 0, reason }.into());
+    }
     Ok(())
 }

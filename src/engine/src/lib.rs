@@ -26,6 +26,8 @@ mod committer;
 mod config;
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod damage_tests;
 mod disk;
 mod engine;
 pub mod entry;

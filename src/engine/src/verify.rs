@@ -46,11 +46,14 @@ pub struct Contents {
 /// # Errors
 /// What is wrong, a line for each file that is: of the identity, the checkpoint and the log each the first damage.
 pub fn verify(dir: &Path) -> Result<Contents, Vec<String>> {
-    let disk = &Disk::Real;
-    let one = |error: EngineError| vec![explain(&error)];
     if !dir.is_dir() {
         return Err(vec![format!("{} is no directory", dir.display())]);
     }
+    verify_on(&Disk::Real, dir)
+}
+
+pub(crate) fn verify_on(disk: &Disk, dir: &Path) -> Result<Contents, Vec<String>> {
+    let one = |error: EngineError| vec![explain(&error)];
     let identity = identity::load(disk, dir).map_err(one)?;
     let _lock = identity::lock(disk, dir).map_err(one)?;
     let mut loaded = match checkpoint::read(disk, dir, identity.cluster_id) {
@@ -61,7 +64,7 @@ pub fn verify(dir: &Path) -> Result<Contents, Vec<String>> {
             let ignore = |_: Bytes, _: &Path, _: u64| Ok(());
             // The newest segment may end anywhere after a checkpoint that cannot be read.
             if let Err(error) = first_sequence(disk, dir).and_then(|first| {
-                wal::verify(disk, dir, identity.cluster_id, first.saturating_sub(1), ignore).map(drop)
+                wal::verify(disk, dir, identity.cluster_id, first.saturating_sub(1).into(), ignore).map(drop)
             }) {
                 trouble.push(explain(&error));
             }
@@ -69,12 +72,12 @@ pub fn verify(dir: &Path) -> Result<Contents, Vec<String>> {
         }
     };
     let recovered =
-        wal::verify(disk, dir, identity.cluster_id, loaded.sequence, |record: Bytes, path, offset| {
+        wal::verify(disk, dir, identity.cluster_id, loaded.last, |record: Bytes, path, offset| {
             entry::replay(&record, &mut loaded.store, |changes| loaded.log.push(changes))
                 .map_err(|source| EngineError::Replay { path: path.to_owned(), offset, source })
         })
         .map_err(one)?;
-    if recovered.segments.is_empty() && (identity.has_log || loaded.sequence > 0) {
+    if recovered.segments.is_empty() && (identity.has_log || loaded.last.sequence > 0) {
         return Err(one(EngineError::LogMissing { dir: dir.to_owned() }));
     }
     let store = loaded.store;
@@ -86,9 +89,9 @@ pub fn verify(dir: &Path) -> Result<Contents, Vec<String>> {
         keys: store.chains().count(),
         leases: store.leases().count(),
         bytes: store.size_in_use(),
-        checkpoint_sequence: loaded.sequence,
+        checkpoint_sequence: loaded.last.sequence,
         checkpoint_bytes: loaded.file_bytes,
-        last_sequence: recovered.next_sequence - 1,
+        last_sequence: recovered.last.sequence,
         segments: recovered.segments.into_iter().map(|(_, path)| path).collect(),
     })
 }

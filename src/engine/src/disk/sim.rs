@@ -216,16 +216,27 @@ impl SimDisk {
         state.forget_removed();
     }
 
-    /// Flips one bit of a file that has any; returns its path and the offset.
-    pub fn flip(&self, dice: &mut Dice) -> Option<(PathBuf, usize)> {
-        let mut state = self.0.lock();
-        let paths: Vec<(PathBuf, u64)> =
-            state.names.iter().map(|(path, file)| (path.clone(), *file)).collect();
-        let (path, file) = paths.get(dice.below(paths.len() as u64) as usize)?.clone();
-        let contents = state.contents(file);
-        let at = dice.below(contents.cache.len() as u64) as usize;
-        *contents.cache.get_mut(at)? ^= 1 << dice.below(8);
-        Some((path, at))
+    /// All files, as readers see them.
+    pub fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let state = self.0.lock();
+        state.names.iter().map(|(path, file)| (path.clone(), state.files[file].cache.clone())).collect()
+    }
+
+    /// A healthy disk with these files.
+    pub fn with_files(seed: u64, files: BTreeMap<PathBuf, Vec<u8>>) -> Arc<Self> {
+        let disk = Self::new(seed);
+        {
+            let mut state = disk.0.lock();
+            for (path, bytes) in files {
+                let file = state.next_file;
+                state.next_file += 1;
+                state.names.insert(path.clone(), file);
+                state.stable_names.insert(path, file);
+                let contents = Contents { cache: bytes.clone(), stable: bytes, dirty: BTreeSet::new() };
+                state.files.insert(file, contents);
+            }
+        }
+        disk
     }
 
     pub fn read(&self, path: &Path) -> io::Result<Vec<u8>> {

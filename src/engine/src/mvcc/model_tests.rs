@@ -346,7 +346,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         crate::checkpoint::write(&crate::disk::Disk::Real, dir.path(), 7, 42, &subject.store).unwrap();
         let loaded = crate::checkpoint::load(&crate::disk::Disk::Real, dir.path(), 7).unwrap();
-        prop_assert_eq!(loaded.sequence, 42);
+        prop_assert_eq!(loaded.last.sequence, 42);
         compare(&loaded.store, &loaded.log, &model);
         prop_assert_eq!(loaded.store.applied(), subject.store.applied());
         prop_assert_eq!(loaded.store.size_in_use(), subject.store.size_in_use());

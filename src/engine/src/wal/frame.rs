@@ -9,6 +9,9 @@ pub const HEADER_BYTES: usize = 24;
 /// Frames start at multiples of this.
 pub const ALIGN_BYTES: usize = 8;
 
+/// Sequence number of the mark at the end of a segment that has a successor: so a missing last file is missed.
+pub const GOES_ON: u64 = u64::MAX;
+
 /// What frames of a segment start with; never zero, which is what a preallocated file holds.
 fn mark(salt: u64) -> u32 {
     (salt ^ (salt >> 32)) as u32 | 1
@@ -34,8 +37,8 @@ pub fn has_payload(buffer: &[u8]) -> bool {
     buffer.len() > HEADER_BYTES
 }
 
-/// Fills the header in and pads the end. None if the payload is longer than the format can say.
-pub fn seal(buffer: &mut Vec<u8>, salt: u64, sequence: u64) -> Option<()> {
+/// Fills the header in and pads the end. Returns the checksum; None if the payload is longer than the format can say.
+pub fn finish(buffer: &mut Vec<u8>, salt: u64, sequence: u64) -> Option<u32> {
     let len = u32::try_from(buffer.len() - HEADER_BYTES).ok()?;
     let crc = checksum(salt, len, sequence, &buffer[HEADER_BYTES..]);
     buffer[0..4].copy_from_slice(&mark(salt).to_le_bytes());
@@ -43,7 +46,7 @@ pub fn seal(buffer: &mut Vec<u8>, salt: u64, sequence: u64) -> Option<()> {
     buffer[8..16].copy_from_slice(&sequence.to_le_bytes());
     buffer[16..20].copy_from_slice(&crc.to_le_bytes());
     buffer.resize(buffer.len().next_multiple_of(ALIGN_BYTES), 0);
-    Some(())
+    Some(crc)
 }
 
 /// A frame that was read and whose checksum is right.
@@ -51,6 +54,8 @@ pub fn seal(buffer: &mut Vec<u8>, salt: u64, sequence: u64) -> Option<()> {
 pub struct Frame {
     /// Its sequence number.
     pub sequence: u64,
+    /// Its checksum.
+    pub checksum: u32,
     /// Where the payload starts in the file.
     pub payload_start: usize,
     /// Length of the payload.
@@ -75,7 +80,7 @@ pub fn read(file: &[u8], offset: usize, salt: u64) -> Option<Frame> {
         return None;
     }
     let end = (payload_start + payload_len).next_multiple_of(ALIGN_BYTES);
-    Some(Frame { sequence, payload_start, payload_len, end })
+    Some(Frame { sequence, checksum: word(16), payload_start, payload_len, end })
 }
 
 /// Whether an intact frame starts anywhere at or after `offset`.

@@ -9,6 +9,11 @@
 //! - A record is there after a crash if [`Wal::append`] returned; it may be there if `append` failed.
 //! - Opening tells a torn last record, which is dropped, from damage before intact records, which is an error that
 //!   names file and offset.
+//! - What was there when the log was opened or closed is never taken for a torn record: a seal, a record without
+//!   payload, stands behind it.
+//! - A segment that has a successor says so: a missing file is missed, also the last one.
+//! - Segments carry the checksum of the record before them, as checkpoints do of their last one: files of one cluster
+//!   that do not belong together are refused.
 
 mod frame;
 mod reader;
@@ -25,8 +30,33 @@ pub use writer::{AppendError, Wal};
 
 use std::{io, path::PathBuf, sync::Arc};
 
-/// Version of the segment format; a newer one is refused.
-pub const FORMAT: u32 = 1;
+/// Version of the segment format; a newer one is refused. Format 1 has neither the segment's size nor the checksum of
+/// the record before it.
+pub const FORMAT: u32 = 2;
+
+/// A place in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Position {
+    /// The number of a record; 0 before the first one.
+    pub sequence: u64,
+    /// That record's checksum, if it is known. Two logs of one cluster that went different ways, as a copy and the
+    /// original do, have different ones under the same number.
+    pub checksum: Option<u32>,
+}
+
+impl From<u64> for Position {
+    fn from(sequence: u64) -> Self {
+        Self { sequence, checksum: None }
+    }
+}
+
+impl Position {
+    /// Whether both can be the same place in the same log.
+    fn agrees(self, other: Self) -> bool {
+        self.sequence == other.sequence
+            && (self.checksum.is_none() || other.checksum.is_none() || self.checksum == other.checksum)
+    }
+}
 
 /// A place where the log touches the disk, for fault injection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::{
-    WalError, frame,
+    Position, WalError, frame,
     segment::{self, Header},
 };
 use crate::disk::Disk;
@@ -13,8 +13,10 @@ use crate::disk::Disk;
 /// Where the log ends, so that the writer can go on there.
 #[derive(Debug)]
 pub struct Recovered {
-    /// The sequence number of the next record.
-    pub next_sequence: u64,
+    /// The last record.
+    pub last: Position,
+    /// Whether the last record is a seal, so that nothing before it can be taken for a torn one.
+    pub is_sealed: bool,
     /// All segments by ascending first sequence number.
     pub segments: Vec<(u64, PathBuf)>,
     /// The end of the last frame in the last segment.
@@ -23,7 +25,7 @@ pub struct Recovered {
     pub replayed_bytes: u64,
 }
 
-/// Reads all records after `checkpoint_sequence` in order and hands them to `apply` with their file and offset.
+/// Reads all records after a checkpoint in order and hands them to `apply` with their file and offset.
 ///
 /// A torn record at the very end is dropped. What was found may be in the caches only, left there by a process that
 /// died or met an error just before its sync: so the directory is synced, and what was read from the last segment is
@@ -32,10 +34,10 @@ pub fn recover<E: From<WalError>>(
     disk: &Disk,
     dir: &Path,
     cluster_id: u64,
-    checkpoint_sequence: u64,
+    checkpoint: Position,
     apply: impl FnMut(Bytes, &Path, u64) -> Result<(), E>,
 ) -> Result<Recovered, E> {
-    scan(disk, dir, cluster_id, checkpoint_sequence, true, apply)
+    scan(disk, dir, cluster_id, checkpoint, true, apply)
 }
 
 /// Like [`recover`], but changes nothing on disk.
@@ -43,17 +45,17 @@ pub fn verify<E: From<WalError>>(
     disk: &Disk,
     dir: &Path,
     cluster_id: u64,
-    checkpoint_sequence: u64,
+    checkpoint: Position,
     apply: impl FnMut(Bytes, &Path, u64) -> Result<(), E>,
 ) -> Result<Recovered, E> {
-    scan(disk, dir, cluster_id, checkpoint_sequence, false, apply)
+    scan(disk, dir, cluster_id, checkpoint, false, apply)
 }
 
 fn scan<E: From<WalError>>(
     disk: &Disk,
     dir: &Path,
     cluster_id: u64,
-    checkpoint_sequence: u64,
+    checkpoint: Position,
     is_repair: bool,
     mut apply: impl FnMut(Bytes, &Path, u64) -> Result<(), E>,
 ) -> Result<Recovered, E> {
@@ -63,11 +65,12 @@ fn scan<E: From<WalError>>(
     let segments = segment::list(disk, dir)?;
     // Segments that the checkpoint made superfluous may still be there, some of them or under an old name, if the
     // machine stopped while they were given up: nothing is read from them.
-    let given_up = segments.iter().skip(1).take_while(|(first, _)| *first <= checkpoint_sequence + 1).count();
-    let mut next_sequence = checkpoint_sequence + 1;
+    let given_up = segments.iter().skip(1).take_while(|(first, _)| *first <= checkpoint.sequence + 1).count();
+    let mut last = checkpoint;
+    let mut is_sealed = false;
     let mut tail_offset = segment::HEADER_BYTES as u64;
     let mut replayed_bytes = 0;
-    let mut expected = None;
+    let mut previous: Option<Position> = None;
     for (index, (named, path)) in segments.iter().enumerate().skip(given_up) {
         // One segment at a time in memory.
         let file = Bytes::from(disk.read(path).map_err(WalError::io("read", path))?);
@@ -85,34 +88,60 @@ fn scan<E: From<WalError>>(
         if header.first_sequence != *named {
             return Err(corrupt(0, "the name and the header disagree").into());
         }
-        if expected.unwrap_or(header.first_sequence) != header.first_sequence {
-            return Err(corrupt(0, "records before this segment are missing").into());
+        if (file.len() as u64) < header.capacity {
+            return Err(corrupt(file.len(), "the file has lost its end").into());
         }
-        let mut sequence = header.first_sequence;
-        if expected.is_none() && sequence > checkpoint_sequence + 1 {
-            return Err(corrupt(0, "records between the checkpoint and this segment are missing").into());
+        let before = header.before();
+        match previous {
+            Some(previous) if previous.sequence != before.sequence => {
+                return Err(corrupt(0, "records before this segment are missing").into());
+            }
+            None if before.sequence > checkpoint.sequence => {
+                return Err(corrupt(0, "records between the checkpoint and this segment are missing").into());
+            }
+            _ => {}
         }
+        let of_others = "this file and those before it are of different histories";
+        if previous.is_some_and(|previous| !previous.agrees(before))
+            || (before.sequence == checkpoint.sequence && !checkpoint.agrees(before))
+        {
+            return Err(corrupt(0, of_others).into());
+        }
+        let mut end = before;
         let mut offset = segment::HEADER_BYTES;
-        while let Some(frame) = frame::read(&file, offset, header.salt) {
-            if frame.sequence != sequence {
+        let mut goes_on = false;
+        while !goes_on && let Some(frame) = frame::read(&file, offset, header.salt) {
+            if frame.sequence == frame::GOES_ON {
+                goes_on = true;
+                offset = frame.end;
+                continue;
+            }
+            if frame.sequence != end.sequence + 1 {
                 return Err(corrupt(offset, "a record has the wrong sequence number").into());
             }
-            if sequence > checkpoint_sequence {
+            end = Position { sequence: frame.sequence, checksum: Some(frame.checksum) };
+            if end.sequence == checkpoint.sequence && !checkpoint.agrees(end) {
+                return Err(corrupt(offset, "the checkpoint and this log are of different histories").into());
+            }
+            is_sealed = frame.payload_len == 0;
+            if end.sequence > checkpoint.sequence && !is_sealed {
                 let payload = file.slice(frame.payload_start..frame.payload_start + frame.payload_len);
                 replayed_bytes += frame.payload_len as u64;
                 apply(payload, path, offset as u64)?;
             }
-            sequence += 1;
             offset = frame.end;
         }
         if frame::any_after(&file, offset, header.salt) {
             return Err(corrupt(offset, "a record is damaged and intact ones follow").into());
         }
         let is_last = index + 1 == segments.len();
-        if !is_last && segments[index + 1].0 != sequence {
+        if !is_last && segments[index + 1].0 != end.sequence + 1 {
             return Err(corrupt(offset, "a record is damaged and another segment follows").into());
         }
-        if is_last && sequence <= checkpoint_sequence {
+        if is_last && goes_on {
+            return Err(corrupt(offset, "the segment after this one is missing").into());
+        }
+        if is_last && end.sequence < checkpoint.sequence {
             return Err(corrupt(offset, "the log ends before the checkpoint does").into());
         }
         if is_last {
@@ -121,10 +150,10 @@ fn scan<E: From<WalError>>(
             }
             tail_offset = offset as u64;
         }
-        expected = Some(sequence);
-        next_sequence = next_sequence.max(sequence);
+        previous = Some(end);
+        last = end;
     }
-    Ok(Recovered { next_sequence, segments, tail_offset, replayed_bytes })
+    Ok(Recovered { last, is_sealed, segments, tail_offset, replayed_bytes })
 }
 
 /// Writes the intact part again, zeros behind it, and syncs both.

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{FORMAT, WalError};
+use super::{FORMAT, Position, WalError};
 use crate::{
     codec::{Decoder, Encoder},
     disk::{Disk, DiskFile},
@@ -15,7 +15,13 @@ use crate::{
 pub const HEADER_BYTES: usize = 4096;
 
 const MAGIC: &[u8; 8] = b"SETCDWAL";
-const CHECKED_BYTES: usize = 8 + 4 + 8 + 8 + 8;
+const CHECKED_BYTES_BARE: usize = 8 + 4 + 8 + 8 + 8;
+const CHECKED_BYTES: usize = CHECKED_BYTES_BARE + 8 + 4 + 4;
+/// The format without size and previous record.
+const FORMAT_BARE: u32 = 1;
+/// The previous record's checksum is not known.
+const UNKNOWN: u32 = 0;
+const KNOWN: u32 = 1;
 
 /// What a segment says about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,9 +32,18 @@ pub struct Header {
     pub first_sequence: u64,
     /// Goes into the checksum of each frame.
     pub salt: u64,
+    /// Length of the file when it became a segment: one that is shorter has lost its end. 0 if it is not known.
+    pub capacity: u64,
+    /// Checksum of the last record before this segment, if it is known.
+    pub previous: Option<u32>,
 }
 
 impl Header {
+    /// The end of the log before this segment.
+    pub fn before(&self) -> Position {
+        Position { sequence: self.first_sequence.saturating_sub(1), checksum: self.previous }
+    }
+
     /// The whole header block.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(HEADER_BYTES);
@@ -37,6 +52,9 @@ impl Header {
         out.put_u64(self.cluster_id);
         out.put_u64(self.first_sequence);
         out.put_u64(self.salt);
+        out.put_u64(self.capacity);
+        out.put_u32(if self.previous.is_some() { KNOWN } else { UNKNOWN });
+        out.put_u32(self.previous.unwrap_or_default());
         let crc = crc32fast::hash(&out);
         out.put_u32(crc);
         out.resize(HEADER_BYTES, 0);
@@ -46,21 +64,27 @@ impl Header {
     /// Reads the header block of the file at `path`.
     pub fn decode(file: &[u8], path: &Path) -> Result<Self, WalError> {
         let corrupt = |reason| WalError::Corrupt { path: path.to_owned(), offset: 0, reason };
-        let read = || -> Result<(u32, Self, u32), crate::codec::Malformed> {
-            let mut input = Decoder::new(file);
-            input.raw(MAGIC.len())?;
-            let format = input.u32()?;
-            let header = Self { cluster_id: input.u64()?, first_sequence: input.u64()?, salt: input.u64()? };
-            Ok((format, header, input.u32()?))
-        };
         if !file.starts_with(MAGIC) {
             return Err(corrupt("this is no log segment"));
         }
-        let (format, header, crc) = read().map_err(|_| corrupt("the header is too short"))?;
+        let mut input = Decoder::new(&file[MAGIC.len()..]);
+        let format = input.u32().map_err(|_| corrupt("the header is too short"))?;
         if format > FORMAT {
             return Err(WalError::Newer { path: path.to_owned(), found: format });
         }
-        if crc != crc32fast::hash(&file[..CHECKED_BYTES]) {
+        let mut read = || -> Result<(Self, u32), crate::codec::Malformed> {
+            let (cluster_id, first_sequence, salt) = (input.u64()?, input.u64()?, input.u64()?);
+            let (mut capacity, mut previous) = (0, None);
+            if format > FORMAT_BARE {
+                capacity = input.u64()?;
+                let (is_known, checksum) = (input.u32()?, input.u32()?);
+                previous = (is_known == KNOWN).then_some(checksum);
+            }
+            Ok((Self { cluster_id, first_sequence, salt, capacity, previous }, input.u32()?))
+        };
+        let (header, crc) = read().map_err(|_| corrupt("the header is too short"))?;
+        let checked_bytes = if format > FORMAT_BARE { CHECKED_BYTES } else { CHECKED_BYTES_BARE };
+        if crc != crc32fast::hash(&file[..checked_bytes]) {
             return Err(corrupt("the header's checksum is wrong"));
         }
         Ok(header)
@@ -107,20 +131,22 @@ pub fn preallocate(disk: &Disk, path: &Path, bytes: u64) -> Result<(), WalError>
     })
 }
 
-/// Turns a preallocated or used file into the segment with this header: durable, name included, when it returns.
+/// Turns a preallocated or used file into the segment with this header, but for its capacity, which is what the file has:
+/// durable, name included, when it returns.
 pub fn take_into_use(
     disk: &Disk,
     dir: &Path,
     spare: &Path,
-    header: Header,
-) -> Result<(DiskFile, PathBuf), WalError> {
+    mut header: Header,
+) -> Result<(DiskFile, PathBuf, u64), WalError> {
     let file = disk.open_to_write(spare).map_err(WalError::io("open", spare))?;
+    header.capacity = file.len().map_err(WalError::io("inspect", spare))?;
     file.write_all_at(&header.encode(), 0).map_err(WalError::io("write", spare))?;
     file.sync_data().map_err(WalError::io("sync", spare))?;
     let path = path(dir, header.first_sequence);
     disk.rename(spare, &path).map_err(WalError::io("rename", spare))?;
     sync_dir(disk, dir)?;
-    Ok((file, path))
+    Ok((file, path, header.capacity))
 }
 
 /// Makes names in a directory durable.

@@ -19,7 +19,7 @@ const SEGMENT_BYTES: u64 = 16 * 1024;
 
 fn read(dir: &Path, after: u64) -> Result<(Vec<Vec<u8>>, super::Recovered), WalError> {
     let mut records = Vec::new();
-    let recovered = recover(&Disk::Real, dir, CLUSTER, after, |record, _, _| {
+    let recovered = recover(&Disk::Real, dir, CLUSTER, after.into(), |record, _, _| {
         records.push(record.to_vec());
         Ok::<_, WalError>(())
     })?;
@@ -88,8 +88,9 @@ fn records_come_back_in_order_over_segments_and_restarts() {
     assert!(segments(dir.path()).len() > 2);
     let (records, recovered) = read(dir.path(), 0).unwrap();
     assert_eq!(records, expected);
-    assert_eq!(recovered.next_sequence, 241);
-    let (records, _) = read(dir.path(), 200).unwrap();
+    // Each start but the first found records without a seal behind them.
+    assert_eq!(recovered.last.sequence, 240 + 3);
+    let (records, _) = read(dir.path(), 203).unwrap();
     assert_eq!(records, expected[200..]);
 }
 
@@ -130,15 +131,39 @@ fn a_record_torn_at_any_byte_is_dropped_and_the_log_goes_on() {
 }
 
 #[test]
-fn a_truncated_file_loses_its_torn_record_only() {
+fn a_segment_that_lost_its_end_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    written(dir.path(), 4);
+    let path = segments(dir.path())[0].clone();
+    for len in [frames(&path)[3] as u64 + 30, SEGMENT_BYTES - 1] {
+        fs::File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
+        match read(dir.path(), 0) {
+            Err(WalError::Corrupt { path: named, offset, .. }) => {
+                assert_eq!((named, offset), (path.clone(), len))
+            }
+            other => panic!("{other:?}"),
+        }
+        fs::File::options().write(true).open(&path).unwrap().set_len(SEGMENT_BYTES).unwrap();
+    }
+}
+
+#[test]
+fn damage_to_the_last_record_before_a_seal_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let records = written(dir.path(), 4);
     let path = segments(dir.path())[0].clone();
     let last = frames(&path)[3];
-    fs::File::options().write(true).open(&path).unwrap().set_len(last as u64 + 30).unwrap();
-    assert_eq!(read(dir.path(), 0).unwrap().0, records[..3]);
-    append(&mut open(dir.path(), None), b"next").unwrap();
-    assert_eq!(read(dir.path(), 0).unwrap().0[3], b"next");
+    let flipped = last + super::frame::HEADER_BYTES + 5;
+    // The next start seals what it finds.
+    drop(open(dir.path(), None));
+    assert_eq!(read(dir.path(), 0).unwrap().0, records);
+    flip(&path, flipped);
+    assert!(matches!(read(dir.path(), 0), Err(WalError::Corrupt { offset, .. }) if offset == last as u64));
+    flip(&path, flipped);
+    // Starts without writes in between add nothing.
+    let end = *frames(&path).last().unwrap();
+    drop(open(dir.path(), None));
+    assert_eq!(*frames(&path).last().unwrap(), end);
 }
 
 #[test]
@@ -169,7 +194,11 @@ fn damage_at_the_end_of_a_segment_that_is_not_the_last_is_named() {
     written(dir.path(), 150);
     let first = segments(dir.path())[0].clone();
     let offsets = frames(&first);
-    flip(&first, offsets[offsets.len() - 2] + 30);
+    // The last frame is the mark that the log goes on, and nothing rests on it as long as it does.
+    let mark = offsets[offsets.len() - 2];
+    flip(&first, mark + 10);
+    assert!(read(dir.path(), 0).is_ok());
+    flip(&first, offsets[offsets.len() - 3] + 30);
     assert!(matches!(read(dir.path(), 0), Err(WalError::Corrupt { path, .. }) if path == first));
 }
 
@@ -193,7 +222,7 @@ fn headers_of_others_are_refused() {
     let good = fs::read(&path).unwrap();
 
     assert!(matches!(
-        recover(&Disk::Real, dir.path(), CLUSTER + 1, 0, |_, _, _| Ok::<_, WalError>(())),
+        recover(&Disk::Real, dir.path(), CLUSTER + 1, 0.into(), |_, _, _| Ok::<_, WalError>(())),
         Err(WalError::Foreign { found: CLUSTER, .. })
     ));
     let mut newer = good.clone();
@@ -287,7 +316,7 @@ fn what_a_failed_start_left_in_the_caches_is_durable_before_it_is_written_to() {
             let sim = SimDisk::new(seed);
             let disk = Disk::Sim(Arc::clone(&sim));
             let open = || {
-                let recovered = recover(&disk, path, CLUSTER, 0, |_, _, _| Ok::<_, WalError>(()))?;
+                let recovered = recover(&disk, path, CLUSTER, 0.into(), |_, _, _| Ok::<_, WalError>(()))?;
                 Wal::open(&disk, path, CLUSTER, SEGMENT_BYTES, recovered, None)
             };
             sim.set(0, steps);
@@ -296,7 +325,7 @@ fn what_a_failed_start_left_in_the_caches_is_durable_before_it_is_written_to() {
             append(&mut open().unwrap(), b"acknowledged").unwrap();
             sim.lose_power();
             let mut records = Vec::new();
-            recover(&disk, path, CLUSTER, 0, |record, _, _| {
+            recover(&disk, path, CLUSTER, 0.into(), |record, _, _| {
                 records.push(record);
                 Ok::<_, WalError>(())
             })

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    IoHook, IoStep, Recovered, WalError, frame,
+    IoHook, IoStep, Position, Recovered, WalError, frame,
     segment::{self, Header},
 };
 use crate::disk::{Disk, DiskFile};
@@ -38,7 +38,10 @@ pub struct Wal {
     current: Option<Current>,
     /// A new segment was begun in vain. Its name may be on disk, so that nothing may be added to the one before.
     must_roll: bool,
-    next_sequence: u64,
+    /// The newest record.
+    last: Position,
+    /// Whether the newest record is a seal.
+    is_sealed: bool,
     spares: Vec<PathBuf>,
     spare_number: u64,
     preparing: Option<JoinHandle<Result<PathBuf, WalError>>>,
@@ -51,6 +54,22 @@ struct Current {
     offset: u64,
     capacity: u64,
     is_empty: bool,
+}
+
+impl Current {
+    /// Where records end at the latest: behind them there is room for the mark that the log goes on.
+    fn room_end(&self) -> u64 {
+        self.capacity.saturating_sub(frame::HEADER_BYTES as u64)
+    }
+
+    /// Says in this segment that there is another one after it; durable when it returns.
+    fn mark_going_on(&self) -> Result<(), WalError> {
+        let mut mark = Vec::new();
+        frame::begin(&mut mark);
+        let _ = frame::finish(&mut mark, self.salt, frame::GOES_ON);
+        self.file.write_all_at(&mark, self.offset).map_err(WalError::io("write", &self.path))?;
+        self.file.sync_data().map_err(WalError::io("sync", &self.path))
+    }
 }
 
 impl Wal {
@@ -73,7 +92,8 @@ impl Wal {
             segments: recovered.segments.into(),
             current: None,
             must_roll: false,
-            next_sequence: recovered.next_sequence,
+            last: recovered.last,
+            is_sealed: recovered.is_sealed,
             spares: Vec::new(),
             spare_number: 0,
             preparing: None,
@@ -84,7 +104,7 @@ impl Wal {
             file.read_exact_at(&mut block, 0).map_err(WalError::io("read", path))?;
             let capacity = file.len().map_err(WalError::io("inspect", path))?;
             let salt = Header::decode(&block, path)?.salt;
-            let is_empty = *first_sequence == wal.next_sequence;
+            let is_empty = *first_sequence == wal.last.sequence + 1;
             wal.current = Some(Current {
                 file,
                 path: path.clone(),
@@ -96,12 +116,38 @@ impl Wal {
         } else {
             wal.roll()?;
         }
+        wal.seal()?;
         Ok(wal)
+    }
+
+    /// Marks all records as complete, so that damage to the last of them is not taken for a write that was cut off. Does
+    /// nothing if there is no record since the last seal, or no room for one: making room is not worth a failure.
+    ///
+    /// # Errors
+    /// If it cannot be written; nothing may be appended any more then.
+    pub fn seal(&mut self) -> Result<(), WalError> {
+        let has_room = self.current.as_ref().is_some_and(|current| {
+            !current.is_empty && current.offset + frame::HEADER_BYTES as u64 <= current.room_end()
+        });
+        if self.is_sealed || !has_room || self.must_roll {
+            return Ok(());
+        }
+        let mut record = Vec::new();
+        Self::begin(&mut record);
+        match self.append(&mut record) {
+            Ok(_) => Ok(()),
+            Err(AppendError::Untouched(error) | AppendError::Unknown(error)) => Err(error),
+        }
+    }
+
+    /// The newest record.
+    pub fn last(&self) -> Position {
+        self.last
     }
 
     /// The sequence number of the newest record, 0 when there never was one.
     pub fn last_sequence(&self) -> u64 {
-        self.next_sequence - 1
+        self.last.sequence
     }
 
     /// The file that is written now.
@@ -125,7 +171,7 @@ impl Wal {
         let fits = self
             .current
             .as_ref()
-            .is_some_and(|current| current.is_empty || current.offset + frame_bytes <= current.capacity);
+            .is_some_and(|current| current.is_empty || current.offset + frame_bytes <= current.room_end());
         if !fits || self.must_roll {
             self.roll().map_err(AppendError::Untouched)?;
         }
@@ -136,13 +182,15 @@ impl Wal {
                 reason: "no segment is open",
             }));
         };
-        if frame::seal(buffer, current.salt, self.next_sequence).is_none() {
+        let sequence = self.last.sequence + 1;
+        let is_seal = !frame::has_payload(buffer);
+        let Some(checksum) = frame::finish(buffer, current.salt, sequence) else {
             return Err(AppendError::Untouched(WalError::Io {
                 action: "write a record of more than 4 GiB to",
                 path: current.path.clone(),
                 source: std::io::ErrorKind::FileTooLarge.into(),
             }));
-        }
+        };
         let hook = self.hook.as_ref();
         let step = |step| hook.map_or(Ok(()), |hook| hook(step));
         step(IoStep::Write)
@@ -153,7 +201,8 @@ impl Wal {
             .map_err(|error| AppendError::Unknown(WalError::io("sync", &current.path)(error)))?;
         current.offset += frame_bytes;
         current.is_empty = false;
-        self.next_sequence += 1;
+        self.last = Position { sequence, checksum: Some(checksum) };
+        self.is_sealed = is_seal;
         if current.offset > current.capacity / 2 {
             self.prepare_spare();
         }
@@ -182,12 +231,20 @@ impl Wal {
                 path
             }
         };
-        let header =
-            Header { cluster_id: self.cluster_id, first_sequence: self.next_sequence, salt: rand::random() };
-        let (file, path) = segment::take_into_use(&self.disk, &self.dir, &spare, header)?;
-        let capacity = file.len().map_err(WalError::io("inspect", &path))?;
+        let header = Header {
+            cluster_id: self.cluster_id,
+            first_sequence: self.last.sequence + 1,
+            salt: rand::random(),
+            capacity: 0,
+            previous: self.last.checksum,
+        };
+        let (file, path, capacity) = segment::take_into_use(&self.disk, &self.dir, &spare, header)?;
+        // Not before: a segment that says so and has no successor is refused.
+        if let Some(full) = &self.current {
+            full.mark_going_on()?;
+        }
         self.must_roll = false;
-        self.segments.push_back((self.next_sequence, path.clone()));
+        self.segments.push_back((header.first_sequence, path.clone()));
         self.current = Some(Current {
             file,
             path,
