@@ -110,6 +110,13 @@ fn write_file(disk: &Disk, path: &Path, cluster_id: u64, last: Position, store: 
         block.put_i64(id);
         block.put_i64(lease.ttl);
     }
+    // Programs before this ignore what is behind the leases, and let all of them run their full time.
+    let remaining = || store.leases().filter(|(_, lease)| lease.remaining != 0);
+    block.put_varint(remaining().count() as u64);
+    for (id, lease) in remaining() {
+        block.put_i64(id);
+        block.put_i64(lease.remaining);
+    }
     out.block(&block)?;
 
     let mut parts = 0u64;
@@ -352,6 +359,12 @@ fn read_meta(input: &mut Decoder<'_>) -> Result<Restore, Malformed> {
     for _ in 0..input.varint()? {
         let id = input.i64()?;
         restore.lease(id, input.i64()?);
+    }
+    if !input.is_empty() {
+        for _ in 0..input.varint()? {
+            let id = input.i64()?;
+            restore.remaining(id, input.i64()?);
+        }
     }
     Ok(restore)
 }

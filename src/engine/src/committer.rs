@@ -29,7 +29,8 @@ use crate::{
     checkpoint,
     disk::Disk,
     entry::Entry,
-    errors,
+    errors, hash,
+    history::Pin,
     mvcc::{Alarm, Changes, Store},
     quota,
     shared::Shared,
@@ -57,6 +58,8 @@ pub(crate) enum Command {
     Compact(pb::CompactionRequest, Reply<pb::CompactionResponse>),
     Grant(pb::LeaseGrantRequest, Reply<pb::LeaseGrantResponse>),
     Revoke(i64, Reply<pb::LeaseRevokeResponse>),
+    /// Writes down how many seconds leases have left, for a restart; see [`crate::lease::Deadlines::to_write_down`].
+    Remaining(Vec<(i64, i64)>, Reply<()>),
     /// Revokes a lease whose time is over.
     Expire(i64),
     Alarm(pb::AlarmRequest, Reply<pb::AlarmResponse>),
@@ -97,6 +100,7 @@ pub(crate) enum Answer {
     CompactPhysically(Reply<pb::CompactionResponse>, pb::CompactionResponse),
     Grant(Reply<pb::LeaseGrantResponse>, Result<pb::LeaseGrantResponse>),
     Revoke(Reply<pb::LeaseRevokeResponse>, Result<pb::LeaseRevokeResponse>),
+    Remaining(Reply<()>, Result<()>),
     Alarm(Reply<pb::AlarmResponse>, Result<pb::AlarmResponse>),
     Defragment(Reply<pb::DefragmentResponse>, Result<pb::DefragmentResponse>),
 }
@@ -112,6 +116,7 @@ impl Answer {
             Answer::CompactPhysically(reply, response) => drop(reply.send(Ok(response))),
             Answer::Grant(reply, result) => drop(reply.send(result)),
             Answer::Revoke(reply, result) => drop(reply.send(result)),
+            Answer::Remaining(reply, result) => drop(reply.send(result)),
             Answer::Alarm(reply, result) => drop(reply.send(result)),
             Answer::Defragment(reply, result) => drop(reply.send(result)),
         }
@@ -127,6 +132,7 @@ impl Answer {
             Answer::Compact(reply, _) | Answer::CompactPhysically(reply, _) => drop(reply.send(Err(error))),
             Answer::Grant(reply, _) => drop(reply.send(Err(error))),
             Answer::Revoke(reply, _) => drop(reply.send(Err(error))),
+            Answer::Remaining(reply, _) => drop(reply.send(Err(error))),
             Answer::Alarm(reply, _) => drop(reply.send(Err(error))),
             Answer::Defragment(reply, _) => drop(reply.send(Err(error))),
         }
@@ -173,6 +179,8 @@ pub(crate) struct Committer {
     collected: i64,
     /// Compactions that wait for it.
     physical: Vec<Answer>,
+    /// Compactions of the batch under way: from where to where.
+    compacted: Vec<(i64, i64)>,
 }
 
 struct Checkpointing {
@@ -204,6 +212,7 @@ impl Committer {
             checkpointing: None,
             collected: -1,
             physical: Vec::new(),
+            compacted: Vec::new(),
         }
     }
 
@@ -233,8 +242,9 @@ impl Committer {
     /// One batch, and what is to be done after it.
     pub(crate) fn work<C: Into<Queued>>(&mut self, queue: &mut VecDeque<C>) {
         self.batch(queue);
+        self.hash_compaction();
         self.collect();
-        if self.collect_target().is_none() {
+        if self.collect_target().is_none() && !self.shared.pins.is_pinned() {
             self.physical.drain(..).for_each(Answer::send);
         }
         self.checkpoint();
@@ -272,8 +282,10 @@ impl Committer {
             batch.mailboxes.resize(batch.answers.len(), mailbox);
         }
         if Wal::has_payload(&self.record) {
+            let begun = std::time::Instant::now();
             match self.wal.append(&mut self.record) {
                 Ok(bytes) => {
+                    self.shared.metrics.logged(bytes, begun.elapsed());
                     self.wal_bytes += bytes;
                     self.publish(&mut batch);
                 }
@@ -305,6 +317,10 @@ impl Committer {
                 log.push(changes.clone());
             }
         }
+        let metrics = &self.shared.metrics;
+        metrics.published(&batch.revisions);
+        metrics.leases_granted.add(batch.granted.len() as u64);
+        metrics.leases_revoked.add(batch.revoked.len() as u64);
         if !batch.granted.is_empty() || !batch.revoked.is_empty() {
             let mut leases = self.shared.leases.lock();
             // An id may be revoked and granted in one batch, in this order only: a grant is answered first.
@@ -312,6 +328,8 @@ impl Committer {
             batch.granted.iter().for_each(|(id, ttl)| leases.granted(*id, *ttl));
             drop(leases);
             self.shared.revoked.notify_waiters();
+            // A lease runs from when this is noticed.
+            self.shared.wake.notify_one();
         }
     }
 
@@ -325,6 +343,8 @@ impl Committer {
     /// Takes a batch back that could not be made durable.
     fn fail(&mut self, batch: Batch, error: AppendError) {
         self.store = Store::clone(&self.shared.published.load());
+        self.compacted.clear();
+        self.shared.metrics.failed.up();
         let answer = match error {
             AppendError::Untouched(error) => {
                 let message = explain(&error);
@@ -377,10 +397,16 @@ impl Committer {
                 let result = refused.map_or_else(|| self.revoke(id, batch), Err);
                 batch.answers.push(Answer::Revoke(reply, result));
             }
+            Command::Remaining(leases, reply) => {
+                let result = refused.map_or_else(|| Ok(self.remaining(&leases)), Err);
+                batch.answers.push(Answer::Remaining(reply, result));
+            }
             Command::Expire(id) => {
                 // Unless a client was faster. If it fails it is tried again.
                 if refused.is_none() && self.store.lease(id).is_some() {
-                    let _ = self.revoke(id, batch);
+                    if self.revoke(id, batch).is_ok() {
+                        self.shared.metrics.leases_expired.up();
+                    }
                 }
             }
             Command::Alarm(request, reply) => {
@@ -436,7 +462,9 @@ impl Committer {
 
     fn compact(&mut self, request: &pb::CompactionRequest) -> Result<pb::CompactionResponse> {
         self.check_corrupt()?;
+        let before = self.store.compact_revision();
         self.store.compact(request.revision)?;
+        self.compacted.push((before, request.revision));
         Entry::Compact(request.revision).encode(&mut self.record);
         Ok(pb::CompactionResponse { header: Some(self.shared.header(self.store.revision())) })
     }
@@ -477,6 +505,15 @@ impl Committer {
         batch.revoked.push(id);
         batch.revisions.extend(changes);
         Ok(pb::LeaseRevokeResponse { header: Some(self.shared.header(self.store.revision())) })
+    }
+
+    fn remaining(&mut self, leases: &[(i64, i64)]) {
+        for &(id, seconds) in leases {
+            // It may be gone by now.
+            if self.store.set_remaining(id, seconds) {
+                Entry::Remaining { id, seconds }.encode(&mut self.record);
+            }
+        }
     }
 
     fn alarm(&mut self, request: &pb::AlarmRequest) -> pb::AlarmResponse {
@@ -545,7 +582,7 @@ impl Committer {
     /// Up to which revision history can be given back now, if there is any.
     fn collect_target(&self) -> Option<i64> {
         let compacted = self.store.compact_revision();
-        if compacted <= self.collected {
+        if compacted <= self.collected || self.shared.pins.is_pinned() {
             return None;
         }
         // A watcher that is only a moment behind shall find what it was woken for.
@@ -557,9 +594,34 @@ impl Committer {
             .then_some(target)
     }
 
+    /// Has what was just compacted hashed before it is given back, beside the next batches.
+    fn hash_compaction(&mut self) {
+        let compacted = std::mem::take(&mut self.compacted);
+        // Of several at once only the last could still be asked for, and etcd does not remember those either.
+        let [(before, revision)] = compacted[..] else { return };
+        if !self.shared.hashes.begin() {
+            return;
+        }
+        let (shared, pin) = (Arc::clone(&self.shared), Pin::new(&self.shared));
+        let store = self.shared.published.load_full();
+        let work = move || {
+            hash::hash_compaction(&shared, &store, before, revision);
+            drop(pin);
+        };
+        if let Err(error) = self.limits.disk.spawn("engine-hash", work) {
+            tracing::warn!(%error, "cannot start a thread that hashes a compaction; HashKV does without");
+            self.shared.hashes.end();
+        }
+    }
+
     /// Gives a slice of compacted history back.
     fn collect(&mut self) {
         let Some(target) = self.collect_target() else { return };
+        let shared = Arc::clone(&self.shared);
+        shared.pins.unless_pinned(|| self.collect_slice(target));
+    }
+
+    fn collect_slice(&mut self, target: i64) {
         let trimmed = self.shared.log.write().trim(target, COLLECT_REVISIONS_MAX);
         let mut garbage = Vec::new();
         for changes in &trimmed {

@@ -27,8 +27,11 @@ pub struct EngineConfig {
     pub maintenance_timeout: Duration,
     /// Shortest time to live of a lease, in seconds; shorter ones are raised to it, as etcd does.
     pub lease_ttl_seconds_min: i64,
-    /// How often expired leases are looked for.
+    /// How often is looked for what is to be done beside requests. Leases end at their deadline, not at a tick.
     pub lease_tick: Duration,
+    /// How often leases that nobody renewed meanwhile have what is left of their time written down, so that they go on
+    /// from there after a crash. Default 5 min, as etcd's lease checkpoints.
+    pub lease_checkpoint_interval: Duration,
     /// How often a watcher that asked for it gets a progress notification when there are no events.
     pub progress_interval: Duration,
     /// Size of a log segment in bytes, allocated when the segment is made; the first ones of a new log are smaller.
@@ -56,6 +59,7 @@ impl EngineConfig {
             maintenance_timeout: Duration::from_secs(600),
             lease_ttl_seconds_min: lease::TTL_SECONDS_MIN,
             lease_tick: Duration::from_millis(500),
+            lease_checkpoint_interval: Duration::from_secs(300),
             progress_interval: Duration::from_secs(600),
             segment_bytes: 16 << 20,
             checkpoint_wal_bytes: 64 << 20,

@@ -15,7 +15,7 @@ use sharded_etcd_shard::{Result, ShardError};
 use tokio::{
     sync::{mpsc, oneshot},
     task::AbortHandle,
-    time::{Instant, MissedTickBehavior},
+    time::Instant,
 };
 use tonic::Code;
 
@@ -26,6 +26,7 @@ use crate::{
     entry::{self, ReplayError},
     errors, identity,
     lease::Renewal,
+    metrics,
     mvcc::{RangeScan, Store},
     shared::{RAFT_TERM, Shared},
     txn,
@@ -41,6 +42,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 const SCAN_KEYS_MAX: usize = 2000;
 /// Leases that are revoked in one tick at most, as in etcd.
 const EXPIRE_LEASES_MAX: usize = 500;
+/// Leases in one record that says what they have left, as in etcd.
+const WRITE_LEASES_MAX: usize = 1000;
 
 /// A Range that is answered, or one that goes on with this snapshot.
 pub(crate) enum RangeProgress {
@@ -145,7 +148,8 @@ impl Engine {
             let mut clock = shared.leases.lock();
             let deadlines = clock.at(Instant::now());
             for (id, lease) in shared.published.load().leases() {
-                deadlines.start(id, lease.ttl, Instant::now());
+                let seconds = if lease.remaining > 0 { lease.remaining } else { lease.ttl };
+                deadlines.start(id, seconds, Instant::now());
             }
         }
         let committer =
@@ -162,7 +166,7 @@ impl Engine {
             .spawn(work)
             .map_err(EngineError::Thread)?;
         let expirer =
-            tokio::spawn(expire(Arc::clone(&shared), commands.downgrade(), config.lease_tick)).abort_handle();
+            tokio::spawn(expire(Arc::clone(&shared), commands.downgrade(), config.clone())).abort_handle();
         Ok(Arc::new(Self {
             shared,
             config,
@@ -176,6 +180,7 @@ impl Engine {
     /// still answer. A second call does nothing.
     pub async fn close(&self) {
         self.expirer.abort();
+        self.write_leases_down().await;
         if let Some(commands) = &self.commands {
             // If it cannot be sent, the writer has ended already.
             let _ = commands.send(Command::Shutdown.into()).await;
@@ -188,6 +193,18 @@ impl Engine {
             }
         }
         self.shared.close();
+    }
+
+    /// Writes down what all leases have left, so that they go on from there.
+    async fn write_leases_down(&self) {
+        let leases = time_left(&self.shared, 1);
+        for some in leases.chunks(WRITE_LEASES_MAX) {
+            if let Err(error) = self.call(|reply| Command::Remaining(some.to_vec(), reply)).await {
+                // They run longer then.
+                tracing::warn!(%error, "cannot write down how much time leases have left");
+                return;
+            }
+        }
     }
 
     /// The cluster id in all headers.
@@ -213,6 +230,11 @@ impl Engine {
     /// The newest durable state: a snapshot that never changes.
     pub fn snapshot(&self) -> Arc<Store> {
         self.shared.published.load_full()
+    }
+
+    /// What the engine counts, under etcd's names, in the OpenMetrics text format.
+    pub fn metrics(&self) -> String {
+        metrics::encode(&self.shared, &self.config)
     }
 
     /// Deletes a range, etcd's `KV.DeleteRange`.
@@ -332,7 +354,8 @@ impl Engine {
             if let Some(reason) = self.shared.failure.read().as_deref() {
                 return Err(ShardError::refused(Code::Unavailable, format!("etcdserver: {reason}")));
             }
-            let Some(ttl) = self.shared.published.load().lease(id).map(|lease| lease.ttl) else {
+            let lease = self.shared.published.load().lease(id).map(|lease| (lease.ttl, lease.remaining));
+            let Some((ttl, remaining)) = lease else {
                 return Ok(gone);
             };
             if self.shared.is_closed() {
@@ -346,7 +369,14 @@ impl Engine {
                 deadlines.renew(id, ttl, now)
             };
             match renewal {
-                Renewal::Renewed => return Ok(pb::LeaseKeepAliveResponse { ttl, ..gone }),
+                Renewal::Renewed => {
+                    self.shared.metrics.leases_renewed.up();
+                    if remaining != 0 {
+                        // After a restart it has its full time as well.
+                        self.call(|reply| Command::Remaining(vec![(id, 0)], reply)).await?;
+                    }
+                    return Ok(pb::LeaseKeepAliveResponse { ttl, ..gone });
+                }
                 // Its revocation is under way: the answer waits for it.
                 Renewal::Expired => revoked.await,
             }
@@ -511,18 +541,45 @@ impl Opened {
     }
 }
 
+/// What leases have left that have at least that many seconds less than is written down.
+fn time_left(shared: &Shared, seconds_min: i64) -> Vec<(i64, i64)> {
+    let store = shared.published.load();
+    let now = Instant::now();
+    shared.leases.lock().at(now).to_write_down(store.leases(), seconds_min, now)
+}
+
 /// Revokes leases whose time is over, and wakes the committer when it has something to look at.
-async fn expire(shared: Arc<Shared>, commands: mpsc::WeakSender<Queued>, tick: Duration) {
-    let mut ticks = tokio::time::interval(tick);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+async fn expire(shared: Arc<Shared>, commands: mpsc::WeakSender<Queued>, config: EngineConfig) {
+    let tick = config.lease_tick;
+    let mut at = Instant::now();
+    let mut write_down_at = at + config.lease_checkpoint_interval;
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            () = tokio::time::sleep_until(at) => {}
+            () = shared.wake.notified() => {}
+        }
         let now = Instant::now();
-        let expired = shared.leases.lock().at(now).take_expired(now, EXPIRE_AGAIN, EXPIRE_LEASES_MAX);
+        let (expired, next) = {
+            let mut clock = shared.leases.lock();
+            let deadlines = clock.at(now);
+            (deadlines.take_expired(now, EXPIRE_AGAIN, EXPIRE_LEASES_MAX), deadlines.next())
+        };
+        // No later than the next deadline, so that a lease ends on time; the tick is for everything else.
+        at = next.map_or(now + tick, |next| next.min(now + tick));
         let Some(commands) = commands.upgrade() else { return };
         for id in expired {
             if commands.send(Command::Expire(id).into()).await.is_err() {
                 return;
+            }
+        }
+        if now >= write_down_at {
+            write_down_at = now + config.lease_checkpoint_interval;
+            let seconds = i64::try_from(config.lease_checkpoint_interval.as_secs()).unwrap_or(i64::MAX);
+            for some in time_left(&shared, seconds.max(1)).chunks(WRITE_LEASES_MAX) {
+                let (reply, _) = oneshot::channel();
+                if commands.send(Command::Remaining(some.to_vec(), reply).into()).await.is_err() {
+                    return;
+                }
             }
         }
         if shared.wants_tick.load(Ordering::Relaxed) {

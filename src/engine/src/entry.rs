@@ -14,6 +14,7 @@ const REVOKE: u8 = 3;
 const COMPACT: u8 = 4;
 const RAISE: u8 = 5;
 const DISARM: u8 = 6;
+const REMAINING: u8 = 7;
 
 const OP_PUT: u8 = 0;
 const OP_DELETE: u8 = 1;
@@ -29,6 +30,13 @@ pub enum Entry<'a> {
         id: i64,
         /// Its time to live in seconds.
         ttl: i64,
+    },
+    /// How much of a lease's time is left after a restart.
+    Remaining {
+        /// Its id.
+        id: i64,
+        /// Seconds; 0 for all of them.
+        seconds: i64,
     },
     /// A lease is gone, with its keys if it had any.
     Revoke {
@@ -62,6 +70,11 @@ impl Entry<'_> {
                 out.put_u8(REVOKE);
                 out.put_i64(id);
                 encode_changes(out, changes.map_or(&[], Changes::as_slice));
+            }
+            Entry::Remaining { id, seconds } => {
+                out.put_u8(REMAINING);
+                out.put_i64(id);
+                out.put_i64(seconds);
             }
             Entry::Compact(revision) => {
                 out.put_u8(COMPACT);
@@ -146,6 +159,10 @@ pub fn replay(
                 // Its keys are gone by now, so this takes the lease itself away.
                 store.forget_lease(id, changes.is_some()).then_some(()).ok_or(ReplayError::Missing)?;
                 changes.into_iter().for_each(&mut each_revision);
+            }
+            REMAINING => {
+                let id = input.i64()?;
+                store.set_remaining(id, input.i64()?).then_some(()).ok_or(ReplayError::Missing)?;
             }
             COMPACT => store.compact(input.i64()?).map_err(ReplayError::Refused)?,
             tag @ (RAISE | DISARM) => {

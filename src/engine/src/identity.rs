@@ -37,6 +37,19 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
+    /// A new one: ids that are not given are chosen at random.
+    pub(crate) fn chosen(name: &str, cluster_id: Option<u64>) -> Self {
+        let nonzero = || rand::random_range(1..=u64::MAX);
+        Self {
+            format: FORMAT,
+            name: name.to_owned(),
+            cluster_id: cluster_id.unwrap_or_else(nonzero),
+            member_id: nonzero(),
+            has_log: false,
+            checksum: None,
+        }
+    }
+
     fn checksum(&self) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(self.name.as_bytes());
@@ -130,6 +143,14 @@ fn create(
     name: &str,
     cluster_id: Option<u64>,
 ) -> Result<Identity, EngineError> {
+    require_empty(disk, dir)?;
+    let identity = Identity::chosen(name, cluster_id);
+    store(disk, dir, path, &identity)?;
+    Ok(identity)
+}
+
+/// Refuses a directory with anything in it that a new data directory has not.
+pub(crate) fn require_empty(disk: &Disk, dir: &Path) -> Result<(), EngineError> {
     for entry in disk.list(dir).map_err(WalError::io("list", dir))? {
         let file = entry.file_name().unwrap_or_default();
         // A half-written identity from a start that was interrupted, our lock, and what mkfs leaves behind.
@@ -140,17 +161,12 @@ fn create(
             });
         }
     }
-    let nonzero = || rand::random_range(1..=u64::MAX);
-    let identity = Identity {
-        format: FORMAT,
-        name: name.to_owned(),
-        cluster_id: cluster_id.unwrap_or_else(nonzero),
-        member_id: nonzero(),
-        has_log: false,
-        checksum: None,
-    };
-    store(disk, dir, path, &identity)?;
-    Ok(identity)
+    Ok(())
+}
+
+/// Writes the identity of a directory that was made by other means than opening it.
+pub(crate) fn save(disk: &Disk, dir: &Path, identity: &Identity) -> Result<(), EngineError> {
+    store(disk, dir, &dir.join(FILE), identity)
 }
 
 /// Notes that the log was made.

@@ -1,8 +1,10 @@
 //! When leases expire. Pure: the caller brings the time.
 //!
-//! The store knows which leases exist and what is attached to them; this table knows only deadlines, which are not
-//! durable. After a restart every lease runs its full time again, as with etcd without lease checkpoints: it may
-//! expire late, never early.
+//! The store knows which leases exist, what is attached to them, and how much time each had left when that was last
+//! written down: when the engine is closed, and from time to time for leases that nobody renews, as etcd's lease
+//! checkpoints do. This table knows only deadlines, which are not durable. After a restart a lease runs what is written
+//! down, or its full time: it may expire late, never early, since a renewal is answered only once nothing shorter is
+//! written down.
 
 use std::{
     cmp::Reverse,
@@ -11,6 +13,8 @@ use std::{
 };
 
 use tokio::time::Instant;
+
+use crate::mvcc::Lease;
 
 /// The longest time to live that can be granted, in seconds (etcd: `MaxLeaseTTL`).
 pub const TTL_SECONDS_MAX: i64 = 9_000_000_000;
@@ -102,6 +106,30 @@ impl Deadlines {
         }
         self.queue.extend(requeue);
         expired
+    }
+
+    /// Leases with at least `seconds_min` less time left than is written down, and how many seconds each has left, a
+    /// begun one included: a lease may run longer after a restart, never shorter.
+    pub fn to_write_down<'a>(
+        &self,
+        leases: impl Iterator<Item = (i64, &'a Lease)>,
+        seconds_min: i64,
+        now: Instant,
+    ) -> Vec<(i64, i64)> {
+        leases
+            .filter_map(|(id, lease)| {
+                let left = self.remaining(id, now)?;
+                let begun = i64::from(left.subsec_nanos() > 0);
+                let seconds = i64::try_from(left.as_secs()).unwrap_or(i64::MAX).saturating_add(begun).max(1);
+                let written = if lease.remaining == 0 { lease.ttl } else { lease.remaining };
+                (written.saturating_sub(seconds) >= seconds_min).then_some((id, seconds))
+            })
+            .collect()
+    }
+
+    /// When [`Self::take_expired`] has something to look at next.
+    pub fn next(&self) -> Option<Instant> {
+        self.queue.peek().map(|Reverse((at, _))| *at)
     }
 
     fn set(&mut self, id: i64, ttl_seconds: i64, now: Instant) {
@@ -212,6 +240,30 @@ mod tests {
         let due = start + Duration::from_secs(1);
         assert_eq!(deadlines.take_expired(due, AGAIN, 3).len(), 3);
         assert_eq!(deadlines.take_expired(due, AGAIN, 3).len(), 2);
+    }
+
+    #[test]
+    fn what_is_written_down_is_never_less_than_what_is_left() {
+        let start = Instant::now();
+        let mut deadlines = Deadlines::default();
+        for id in 1..=4 {
+            deadlines.start(id, 100, start);
+        }
+        deadlines.start(5, TTL_SECONDS_MAX, start);
+        deadlines.renew(2, 100, start + Duration::from_secs(10));
+        let lease = |remaining| Lease { ttl: 100, remaining, keys: Default::default() };
+        let leases = [lease(0), lease(0), lease(95), lease(89), lease(0), lease(0)];
+        let at = |milliseconds, seconds_min| {
+            let leases = (1..).zip(&leases);
+            deadlines.to_write_down(leases, seconds_min, start + Duration::from_millis(milliseconds))
+        };
+        assert_eq!(
+            at(10_500, 1),
+            [(1, 90), (3, 90)],
+            "2 was renewed, 4 has less written down, 6 does not run"
+        );
+        assert_eq!(at(10_500, 6), [(1, 90)]);
+        assert_eq!(at(200_000, 1), [(1, 1), (2, 1), (3, 1), (4, 1)]);
     }
 
     #[test]

@@ -17,6 +17,7 @@
 //! - All data are in memory; the quota bounds them.
 
 mod answers;
+mod bolt;
 pub mod check;
 pub mod checkpoint;
 #[cfg(test)]
@@ -26,19 +27,24 @@ mod committer;
 mod config;
 #[cfg(test)]
 mod crash_tests;
+mod crc32c;
 #[cfg(test)]
 mod damage_tests;
 mod disk;
 mod engine;
 pub mod entry;
 pub mod errors;
+mod hash;
+mod history;
 mod identity;
 pub mod lease;
+mod metrics;
 pub mod mvcc;
 pub mod quota;
 pub mod serve;
 mod shard;
 mod shared;
+pub mod snapshot;
 pub mod txn;
 mod verify;
 pub mod wal;

@@ -11,7 +11,10 @@ use sharded_etcd_etcd_api::messages as pb;
 use tokio::sync::Notify;
 
 use crate::{
+    hash::CompactionHashes,
+    history::Pins,
     lease::LeaseClock,
+    metrics::Metrics,
     mvcc::{EventLog, Store},
     watch::Registry,
 };
@@ -38,6 +41,12 @@ pub struct Shared {
     pub(crate) failure: RwLock<Option<Arc<str>>>,
     /// Whether the committer has something to look at although nobody writes.
     pub(crate) wants_tick: AtomicBool,
+    /// Who needs history that compaction would give back.
+    pub(crate) pins: Pins,
+    pub(crate) hashes: CompactionHashes,
+    pub(crate) metrics: Metrics,
+    /// Fires when the committer has something to look at, and when a lease is to run: see `engine::expire`.
+    pub(crate) wake: Notify,
     closed: AtomicBool,
 }
 
@@ -54,6 +63,10 @@ impl Shared {
             revoked: Notify::new(),
             failure: RwLock::default(),
             wants_tick: AtomicBool::new(false),
+            pins: Pins::default(),
+            hashes: CompactionHashes::default(),
+            metrics: Metrics::default(),
+            wake: Notify::new(),
             closed: AtomicBool::new(false),
         }
     }
@@ -85,6 +98,12 @@ impl Shared {
 
     pub(crate) fn set_marked_revision(&self, revision: i64) {
         self.marked.store(revision, Ordering::Release);
+    }
+
+    /// Has the committer look at what there is to do.
+    pub(crate) fn wake_committer(&self) {
+        self.wants_tick.store(true, Ordering::Relaxed);
+        self.wake.notify_one();
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -60,6 +60,8 @@ impl std::ops::Deref for Found<'_> {
 pub struct Lease {
     /// Granted time to live in seconds.
     pub ttl: i64,
+    /// Seconds of it that are left after a restart, when that was last written down; 0 for all of them.
+    pub remaining: i64,
     /// The attached keys.
     pub keys: OrdSet<Bytes>,
 }
@@ -116,6 +118,11 @@ impl Store {
     /// Number of changes applied so far, what the API calls the raft index.
     pub fn applied(&self) -> u64 {
         self.applied
+    }
+
+    /// Number of keys that have a version which is kept, deleted ones included.
+    pub fn keys(&self) -> usize {
+        self.index.len()
     }
 
     /// Bytes of all versions that are kept, an estimate.
@@ -234,8 +241,16 @@ impl Store {
 
     /// Adds a lease; the caller checked that it does not exist.
     pub fn grant(&mut self, id: i64, ttl: i64) {
-        self.leases.insert(id, Lease { ttl, keys: OrdSet::new() });
+        self.leases.insert(id, Lease { ttl, remaining: 0, keys: OrdSet::new() });
         self.applied += 1;
+    }
+
+    /// Writes down how much of a lease's time is left, in seconds; 0 for all of it. False if it is not there.
+    pub fn set_remaining(&mut self, id: i64, seconds: i64) -> bool {
+        let Some(lease) = self.leases.get_mut(&id) else { return false };
+        lease.remaining = seconds;
+        self.applied += 1;
+        true
     }
 
     /// Removes a lease and deletes its keys in one revision, in key order as etcd does. False if it is not there.
@@ -336,7 +351,14 @@ impl Restore {
 
     /// Adds a lease without keys; they come with [`Self::chain`].
     pub fn lease(&mut self, id: i64, ttl: i64) {
-        self.store.leases.insert(id, Lease { ttl, keys: OrdSet::new() });
+        self.store.leases.insert(id, Lease { ttl, remaining: 0, keys: OrdSet::new() });
+    }
+
+    /// Says how much of a lease's time is left; see [`Lease::remaining`].
+    pub fn remaining(&mut self, id: i64, seconds: i64) {
+        if let Some(lease) = self.store.leases.get_mut(&id) {
+            lease.remaining = seconds;
+        }
     }
 
     /// Adds versions of a key, oldest first; newer ones of the same key may follow.

@@ -8,23 +8,13 @@ use sharded_etcd_shard::Shard;
 use tonic::{Request, Response, Status};
 
 use super::{Service, status};
+use crate::metrics::{InFlight, Method};
 
 /// About how large one part of a streamed range is.
 const CHUNK_BYTES: usize = 1 << 20;
 
-#[tonic::async_trait]
-impl Kv for Service {
-    async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
-        self.engine.range(request.into_inner()).await.map(Response::new).map_err(status)
-    }
-
-    type RangeStreamStream = stream::BoxStream<'static, Result<pb::RangeStreamResponse, Status>>;
-
-    async fn range_stream(
-        &self,
-        request: Request<pb::RangeRequest>,
-    ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let request = request.into_inner();
+impl Service {
+    async fn parts(&self, request: pb::RangeRequest) -> Result<Vec<pb::RangeStreamResponse>, Status> {
         crate::check::range(&request).map_err(status)?;
         if !is_default_order(&request) {
             return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
@@ -33,31 +23,48 @@ impl Kv for Service {
             return Err(Status::unimplemented("RangeStream does not support revision filters"));
         }
         let whole = self.engine.range(request).await.map_err(status)?;
-        let parts =
-            chunks(whole).into_iter().map(|part| Ok(pb::RangeStreamResponse { range_response: Some(part) }));
-        Ok(Response::new(stream::iter(parts).boxed()))
+        let part = |part| pb::RangeStreamResponse { range_response: Some(part) };
+        Ok(chunks(whole).into_iter().map(part).collect())
+    }
+}
+
+#[tonic::async_trait]
+impl Kv for Service {
+    async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+        self.answer(Method::Range, self.engine.range(request.into_inner()).await.map_err(status))
+    }
+
+    type RangeStreamStream = stream::BoxStream<'static, Result<pb::RangeStreamResponse, Status>>;
+
+    async fn range_stream(
+        &self,
+        request: Request<pb::RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let mut call = InFlight::new(&self.engine.shared, Method::RangeStream);
+        let parts = call.see(self.parts(request.into_inner()).await)?;
+        Ok(Response::new(stream::iter(parts).map(move |part| call.see(Ok(part))).boxed()))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
-        self.engine.put(request.into_inner()).await.map(Response::new).map_err(status)
+        self.answer(Method::Put, self.engine.put(request.into_inner()).await.map_err(status))
     }
 
     async fn delete_range(
         &self,
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
-        self.engine.delete_range(request.into_inner()).await.map(Response::new).map_err(status)
+        self.answer(Method::DeleteRange, self.engine.delete_range(request.into_inner()).await.map_err(status))
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
-        self.engine.txn(request.into_inner()).await.map(Response::new).map_err(status)
+        self.answer(Method::Txn, self.engine.txn(request.into_inner()).await.map_err(status))
     }
 
     async fn compact(
         &self,
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
-        self.engine.compact(request.into_inner()).await.map(Response::new).map_err(status)
+        self.answer(Method::Compact, self.engine.compact(request.into_inner()).await.map_err(status))
     }
 }
 

@@ -6,6 +6,7 @@ use sharded_etcd_shard::Shard;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Service, status};
+use crate::metrics::{InFlight, Method};
 
 #[tonic::async_trait]
 impl Lease for Service {
@@ -13,14 +14,14 @@ impl Lease for Service {
         &self,
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
-        self.engine.lease_grant(request.into_inner()).await.map(Response::new).map_err(status)
+        self.answer(Method::LeaseGrant, self.engine.lease_grant(request.into_inner()).await.map_err(status))
     }
 
     async fn lease_revoke(
         &self,
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
-        self.engine.lease_revoke(request.into_inner()).await.map(Response::new).map_err(status)
+        self.answer(Method::LeaseRevoke, self.engine.lease_revoke(request.into_inner()).await.map_err(status))
     }
 
     type LeaseKeepAliveStream = stream::BoxStream<'static, Result<pb::LeaseKeepAliveResponse, Status>>;
@@ -31,6 +32,7 @@ impl Lease for Service {
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let engine = std::sync::Arc::clone(&self.engine);
         let shutdown = self.shutdown.clone();
+        let mut call = InFlight::new(&self.engine.shared, Method::LeaseKeepAlive);
         // One renewal after the other, and the stream ends with its first error.
         let answers = request
             .into_inner()
@@ -38,6 +40,7 @@ impl Lease for Service {
                 let engine = std::sync::Arc::clone(&engine);
                 async move { engine.lease_keep_alive(request?.id).await.map_err(status) }
             })
+            .map(move |answer| call.see(answer))
             .take_until(shutdown.cancelled_owned());
         Ok(Response::new(answers.boxed()))
     }
@@ -46,13 +49,16 @@ impl Lease for Service {
         &self,
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
-        self.engine.lease_time_to_live(request.into_inner()).await.map(Response::new).map_err(status)
+        self.answer(
+            Method::LeaseTimeToLive,
+            self.engine.lease_time_to_live(request.into_inner()).await.map_err(status),
+        )
     }
 
     async fn lease_leases(
         &self,
         _: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
-        self.engine.lease_leases().await.map(Response::new).map_err(status)
+        self.answer(Method::LeaseLeases, self.engine.lease_leases().await.map_err(status))
     }
 }

@@ -1,9 +1,10 @@
 //! The engine as an etcd server over gRPC, for etcdctl, clients in other processes, and tests.
 
-mod admin;
 mod auth;
+mod cluster;
 mod kv;
 mod lease;
+mod maintenance;
 mod threads;
 mod watch;
 
@@ -14,17 +15,17 @@ use sharded_etcd_etcd_api::etcdserverpb::{
     maintenance_server::MaintenanceServer, watch_server::WatchServer,
 };
 use sharded_etcd_shard::ShardError;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Status,
+    Response, Status,
     service::Routes,
     transport::{Server, server::TcpIncoming},
 };
 
 pub use threads::serve_on_threads;
 
-use crate::Engine;
+use crate::{Engine, metrics::Method};
 
 /// etcd lets a message be this much larger than a request (`grpcOverheadBytes`).
 const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
@@ -81,7 +82,7 @@ pub async fn serve(
 /// MemberList tells clients to dial.
 pub fn routes(engine: Arc<Engine>, client_urls: Vec<String>, shutdown: CancellationToken) -> Routes {
     let bytes_max = engine.config.max_request_bytes.saturating_add(GRPC_OVERHEAD_BYTES);
-    let service = Service { engine, client_urls: client_urls.into(), shutdown };
+    let service = Service { engine, client_urls: client_urls.into(), shutdown, heavy: Heavy::default() };
     Routes::new(KvServer::new(service.clone()).max_decoding_message_size(bytes_max))
         .add_service(WatchServer::new(service.clone()).max_decoding_message_size(bytes_max))
         .add_service(LeaseServer::new(service.clone()))
@@ -96,6 +97,35 @@ struct Service {
     engine: Arc<Engine>,
     client_urls: Arc<[String]>,
     shutdown: CancellationToken,
+    heavy: Heavy,
+}
+
+/// Snapshots that are sent at the same time.
+const SNAPSHOTS_MAX: usize = 4;
+/// Hashes that are computed at the same time.
+const HASHES_MAX: usize = 1;
+
+/// Places for what takes long and needs memory for each version.
+#[derive(Clone)]
+struct Heavy {
+    snapshots: Arc<Semaphore>,
+    hashes: Arc<Semaphore>,
+}
+
+impl Default for Heavy {
+    fn default() -> Self {
+        Self {
+            snapshots: Arc::new(Semaphore::new(SNAPSHOTS_MAX)),
+            hashes: Arc::new(Semaphore::new(HASHES_MAX)),
+        }
+    }
+}
+
+impl Service {
+    /// Counts a call that is answered at once, and gives its answer the form that gRPC wants.
+    fn answer<T>(&self, method: Method, answer: Result<T, Status>) -> Result<Response<T>, Status> {
+        self.engine.shared.metrics.calls.count(method, answer).map(Response::new)
+    }
 }
 
 /// The error as gRPC carries it. (A function: both types belong to other crates.)

@@ -3,7 +3,10 @@
 //! One task owns a stream and all its watchers, so the order of what it sends is the order in which it decides: a
 //! progress answer comes after all events that it covers.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+};
 
 use futures::{
     FutureExt, StreamExt,
@@ -15,7 +18,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Service, status};
-use crate::{Engine, shard::refusal, watch::Probe};
+use crate::{
+    Engine,
+    metrics::{InFlight, Method},
+    shard::refusal,
+    shared::Shared,
+    watch::Probe,
+};
 
 /// Responses that wait for the client at most; the watchers behind them wait in the history.
 const RESPONSES_MAX: usize = 16;
@@ -40,15 +49,36 @@ impl Watch for Service {
             streams: SelectAll::new(),
             next_id: 0,
         };
+        let stream = OpenStream::new(&self.engine.shared);
         let shutdown = self.shutdown.clone();
         let requests = request.into_inner();
         tokio::spawn(async move {
+            let _stream = stream;
             tokio::select! {
                 () = session.run(requests) => {}
                 () = shutdown.cancelled() => {}
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// A stream while it is open.
+struct OpenStream {
+    shared: Arc<Shared>,
+    _call: InFlight,
+}
+
+impl OpenStream {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.metrics.watch_streams.fetch_add(1, Ordering::Relaxed);
+        Self { shared: Arc::clone(shared), _call: InFlight::new(shared, Method::Watch) }
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.shared.metrics.watch_streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -94,6 +124,7 @@ impl Session {
     }
 
     async fn send(&mut self, response: pb::WatchResponse) -> Result<(), Gone> {
+        self.engine.shared.metrics.watch_events.add(response.events.len() as u64);
         self.responses.send(Ok(response)).await.map_err(|_| Gone)
     }
 

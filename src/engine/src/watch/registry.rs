@@ -109,6 +109,13 @@ impl Registry {
             .min()
     }
 
+    /// The number of watchers, and of those that have history to look at.
+    pub fn counts(&self) -> (usize, usize) {
+        let groups = self.inner.lock();
+        let handles = groups.single.values().chain(groups.ranges.values()).flat_map(HashMap::values);
+        handles.fold((0, 0), |(all, behind), handle| (all + 1, behind + usize::from(handle.pending() > 0)))
+    }
+
     /// Wakes every watcher, for the end.
     pub fn wake_all(&self) {
         let groups = self.inner.lock();

@@ -4,7 +4,9 @@
 mod durability;
 mod kill;
 mod kv;
+mod hash;
 mod lease;
 mod serve;
+mod snapshot;
 mod support;
 mod watch;

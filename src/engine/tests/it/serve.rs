@@ -20,15 +20,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::*;
 
-struct Server {
-    fixture: Fixture,
-    endpoint: String,
+pub struct Server {
+    pub fixture: Fixture,
+    pub endpoint: String,
     shutdown: CancellationToken,
     task: JoinHandle<()>,
 }
 
-async fn server() -> Server {
-    let fixture = start().await;
+pub async fn server() -> Server {
+    serve_fixture(start().await).await
+}
+
+pub async fn serve_fixture(fixture: Fixture) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let shutdown = CancellationToken::new();
@@ -88,6 +91,10 @@ async fn calls_beside_the_port() {
     let members = cluster.member_list(pb::MemberListRequest::default()).await.unwrap().into_inner().members;
     assert_eq!(members[0].client_ur_ls, std::slice::from_ref(&server.endpoint));
     let refused = cluster.member_remove(pb::MemberRemoveRequest { id: 1 }).await.unwrap_err();
+    assert_eq!(refused.message(), "etcdserver: member not found");
+    let peer_ur_ls = vec!["http://127.0.0.1:1".to_owned()];
+    let refused =
+        cluster.member_add(pb::MemberAddRequest { peer_ur_ls, is_learner: false }).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unimplemented);
 }
 

@@ -1,0 +1,116 @@
+//! HashKV as etcd 3.7 computes it (server/storage/mvcc/hash.go), so that an engine and an etcd with the same history
+//! agree at every revision.
+//!
+//! One history is answered differently: a Txn may delete a key and put it again, in one revision (a delete without an
+//! end beside a put). etcd that compacts at exactly that revision loses the put; here the key stays and is hashed.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use parking_lot::Mutex;
+use sharded_etcd_shard::Result;
+
+use crate::{
+    crc32c::Crc32c,
+    errors,
+    history::{History, Pin, database_key, database_value},
+    mvcc::{Store, Version},
+    shared::Shared,
+};
+
+/// Hashes of compactions that are remembered, as in etcd (`hashStorageMaxSize`).
+const HASHES_MAX: usize = 10;
+
+/// A hash of the keys, and of which history it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KvHash {
+    pub(crate) hash: u32,
+    /// The compaction that the history begins at; -1 for the beginning.
+    pub(crate) compact_revision: i64,
+    /// The last revision of the history.
+    pub(crate) revision: i64,
+}
+
+/// Hashes of what compactions compacted, which nothing else tells afterwards. Not durable, as in etcd.
+#[derive(Debug, Default)]
+pub(crate) struct CompactionHashes {
+    /// By revision.
+    newest: Mutex<Vec<KvHash>>,
+    is_running: AtomicBool,
+}
+
+impl CompactionHashes {
+    fn get(&self, revision: i64) -> Option<KvHash> {
+        self.newest.lock().iter().find(|hash| hash.revision == revision).copied()
+    }
+
+    fn put(&self, hash: KvHash) {
+        let mut newest = self.newest.lock();
+        newest.push(hash);
+        newest.sort_unstable_by_key(|hash| hash.revision);
+        if newest.len() > HASHES_MAX {
+            newest.remove(0);
+        }
+    }
+
+    /// Says that a hash is under way; false if one is already, and there is none for this compaction then. etcd skips
+    /// it in that case too.
+    pub(crate) fn begin(&self) -> bool {
+        !self.is_running.swap(true, Ordering::AcqRel)
+    }
+
+    /// Says that it is not.
+    pub(crate) fn end(&self) {
+        self.is_running.store(false, Ordering::Release);
+    }
+}
+
+/// Hashes what a compaction from `before` to `compacted` is about to give back, and remembers it. The caller has
+/// pinned the history since before the compaction, and said [`CompactionHashes::begin`].
+pub(crate) fn hash_compaction(shared: &Shared, store: &Store, before: i64, compacted: i64) {
+    if let Some(history) = History::gather(shared, store, before, compacted) {
+        // A compaction keeps the tombstones of its own revision, and counts them.
+        let is_filtered = history.has_live || history.has_deleted;
+        let hash = sum(&history, is_filtered);
+        shared.hashes.put(KvHash { hash, compact_revision: before, revision: compacted });
+    }
+    shared.hashes.end();
+}
+
+/// The hash up to `revision`, 0 for the newest one, and the newest revision. May take long: not for an async task.
+pub(crate) fn hash_kv(shared: &Arc<Shared>, revision: i64) -> Result<(KvHash, i64)> {
+    if let Some(hash) = shared.hashes.get(revision) {
+        return Ok((hash, shared.published.load().revision()));
+    }
+    let _pin = Pin::new(shared);
+    let store = shared.published.load_full();
+    let compact_revision = store.compact_revision();
+    if revision > 0 && revision < compact_revision {
+        return Err(errors::compacted());
+    }
+    if revision > store.revision() {
+        return Err(errors::future_revision());
+    }
+    let revision = if revision == 0 { store.revision() } else { revision };
+    let history = History::gather(shared, &store, compact_revision, revision).ok_or_else(errors::stopped)?;
+    let hash = sum(&history, history.has_live);
+    Ok((KvHash { hash, compact_revision, revision }, store.revision()))
+}
+
+/// With `is_filtered`, versions that a compaction at the history's end would drop do not count.
+fn sum(history: &History, is_filtered: bool) -> u32 {
+    let mut crc = Crc32c::default();
+    crc.update(b"key");
+    let mut buffer = Vec::new();
+    let mut add = |version: &Version| {
+        buffer.clear();
+        database_key(version, &mut buffer);
+        database_value(version, &mut buffer);
+        crc.update(&buffer);
+    };
+    history.base.iter().filter(|base| base.is_kept || !is_filtered).for_each(|base| add(&base.version));
+    history.later.iter().for_each(|version| add(version));
+    crc.sum()
+}
