@@ -31,6 +31,7 @@ use crate::{
     entry::Entry,
     errors, hash,
     history::Pin,
+    lease::Left,
     mvcc::{Alarm, Changes, Store},
     quota,
     shared::Shared,
@@ -58,8 +59,8 @@ pub(crate) enum Command {
     Compact(pb::CompactionRequest, Reply<pb::CompactionResponse>),
     Grant(pb::LeaseGrantRequest, Reply<pb::LeaseGrantResponse>),
     Revoke(i64, Reply<pb::LeaseRevokeResponse>),
-    /// Writes down how many seconds leases have left, for a restart; see [`crate::lease::Deadlines::to_write_down`].
-    Remaining(Vec<(i64, i64)>, Reply<()>),
+    /// Writes down how much time leases have left, for a restart; see [`crate::lease`].
+    Remaining(Vec<Left>, Reply<()>),
     /// Revokes a lease whose time is over.
     Expire(i64),
     Alarm(pb::AlarmRequest, Reply<pb::AlarmResponse>),
@@ -507,10 +508,12 @@ impl Committer {
         Ok(pb::LeaseRevokeResponse { header: Some(self.shared.header(self.store.revision())) })
     }
 
-    fn remaining(&mut self, leases: &[(i64, i64)]) {
-        for &(id, seconds) in leases {
-            // It may be gone by now.
-            if self.store.set_remaining(id, seconds) {
+    fn remaining(&mut self, leases: &[Left]) {
+        let clock = self.shared.leases.lock();
+        for left in leases {
+            let (id, seconds) = (left.id, left.seconds);
+            // It may be gone, or renewed, by now.
+            if clock.is_current(*left) && self.store.set_remaining(id, seconds) {
                 Entry::Remaining { id, seconds }.encode(&mut self.record);
             }
         }

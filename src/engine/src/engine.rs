@@ -25,7 +25,7 @@ use crate::{
     committer::{Command, Committer, Limits, Queued, Reply},
     entry::{self, ReplayError},
     errors, identity,
-    lease::Renewal,
+    lease::{Left, Renewal},
     metrics,
     mvcc::{RangeScan, Store},
     shared::{RAFT_TERM, Shared},
@@ -148,8 +148,10 @@ impl Engine {
             let mut clock = shared.leases.lock();
             let deadlines = clock.at(Instant::now());
             for (id, lease) in shared.published.load().leases() {
-                let seconds = if lease.remaining > 0 { lease.remaining } else { lease.ttl };
-                deadlines.start(id, seconds, Instant::now());
+                match lease.remaining {
+                    0 => deadlines.start(id, lease.ttl, Instant::now()),
+                    seconds => deadlines.resume(id, seconds, Instant::now()),
+                }
             }
         }
         let committer =
@@ -354,8 +356,7 @@ impl Engine {
             if let Some(reason) = self.shared.failure.read().as_deref() {
                 return Err(ShardError::refused(Code::Unavailable, format!("etcdserver: {reason}")));
             }
-            let lease = self.shared.published.load().lease(id).map(|lease| (lease.ttl, lease.remaining));
-            let Some((ttl, remaining)) = lease else {
+            let Some(ttl) = self.shared.published.load().lease(id).map(|lease| lease.ttl) else {
                 return Ok(gone);
             };
             if self.shared.is_closed() {
@@ -369,11 +370,11 @@ impl Engine {
                 deadlines.renew(id, ttl, now)
             };
             match renewal {
-                Renewal::Renewed => {
+                Renewal::Renewed { to_write_down } => {
                     self.shared.metrics.leases_renewed.up();
-                    if remaining != 0 {
-                        // After a restart it has its full time as well.
-                        self.call(|reply| Command::Remaining(vec![(id, 0)], reply)).await?;
+                    if let Some(full) = to_write_down {
+                        self.call(|reply| Command::Remaining(vec![full], reply)).await?;
+                        self.shared.leases.lock().at(Instant::now()).written(full);
                     }
                     return Ok(pb::LeaseKeepAliveResponse { ttl, ..gone });
                 }
@@ -542,7 +543,7 @@ impl Opened {
 }
 
 /// What leases have left that have at least that many seconds less than is written down.
-fn time_left(shared: &Shared, seconds_min: i64) -> Vec<(i64, i64)> {
+fn time_left(shared: &Shared, seconds_min: i64) -> Vec<Left> {
     let store = shared.published.load();
     let now = Instant::now();
     shared.leases.lock().at(now).to_write_down(store.leases(), seconds_min, now)

@@ -99,8 +99,80 @@ async fn a_renewed_lease_lives_on() {
     assert!(started.elapsed() >= Duration::from_millis(4500));
 }
 
+/// The tick is for other things: an hour would be seen.
 #[tokio::test]
-async fn leases_and_what_is_attached_survive_a_restart_with_their_full_time() {
+async fn a_lease_ends_at_its_deadline_and_not_at_a_tick() {
+    let fixture = start_with(|config| config.lease_tick = Duration::from_secs(3600)).await;
+    let mut watch = fixture.watch(watch_all()).await;
+    let started = std::time::Instant::now();
+    // The later one first: an earlier deadline counts also when somebody waits for another one.
+    fixture.grant(6, 600).await;
+    fixture.grant(5, 2).await;
+    fixture.engine.put(leased("a", 5)).await.unwrap();
+    let seen = tokio::time::timeout(Duration::from_secs(60), events(&mut watch, 2)).await.unwrap();
+    assert_eq!(seen, ["+a@2", "-a@3"]);
+    assert!(started.elapsed() >= Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn a_lease_goes_on_after_a_restart_with_the_time_that_was_left() {
+    let fixture = start().await;
+    for id in [5, 6, 7] {
+        fixture.grant(id, 1000).await;
+    }
+    let config = crate::support::config(fixture.dir.path());
+    sharded_etcd_testkit::wait_until("a second is over", Duration::from_secs(20), || {
+        let engine = std::sync::Arc::clone(&fixture.engine);
+        async move { (time_to_live(&engine, 5).await.0 < 999).then_some(()) }
+    })
+    .await
+    .unwrap();
+    assert_eq!(fixture.engine.lease_keep_alive(7).await.unwrap().ttl, 1000);
+    fixture.engine.close().await;
+    drop(fixture.engine);
+
+    let engine = Engine::open(config.clone()).await.unwrap();
+    let (left, granted, _) = time_to_live(&engine, 5).await;
+    assert!((900..=999).contains(&left) && granted == 1000, "{left} of {granted}");
+    // Renewed, it has its full time again, after a crash too.
+    assert_eq!(engine.lease_keep_alive(6).await.unwrap().ttl, 1000);
+    drop(engine);
+    let engine = Engine::open(config.clone()).await.unwrap();
+    assert!(time_to_live(&engine, 6).await.0 >= 999, "it was renewed");
+    assert!(time_to_live(&engine, 5).await.0 <= 999, "it was not");
+    // In a checkpoint as well.
+    engine.defragment().await.unwrap();
+    engine.close().await;
+    drop(engine);
+    let engine = Engine::open(config).await.unwrap();
+    assert!(time_to_live(&engine, 5).await.0 <= 999);
+}
+
+#[tokio::test]
+async fn what_a_lease_has_left_is_written_down_from_time_to_time() {
+    let fixture = start_with(|config| {
+        config.lease_checkpoint_interval = Duration::from_secs(1);
+        config.lease_tick = Duration::from_millis(50);
+    })
+    .await;
+    fixture.grant(5, 1000).await;
+    sharded_etcd_testkit::wait_until("it is written down", Duration::from_secs(30), || {
+        let left = fixture.engine.snapshot().lease(5).unwrap().remaining;
+        std::future::ready((left > 0 && left < 1000).then_some(()))
+    })
+    .await
+    .unwrap();
+    let config = crate::support::config(fixture.dir.path());
+    // As in a crash: without closing.
+    drop(fixture.engine);
+    let engine = Engine::open(config).await.unwrap();
+    assert!(time_to_live(&engine, 5).await.0 < 1000);
+    let kept = engine.lease_keep_alive(5).await.unwrap();
+    assert_eq!((kept.ttl, engine.snapshot().lease(5).unwrap().remaining), (1000, 0));
+}
+
+#[tokio::test]
+async fn leases_and_what_is_attached_survive_a_crash_with_their_full_time() {
     let fixture = start().await;
     fixture.grant(5, 100).await;
     fixture.grant(6, 9_000_000_000).await;
