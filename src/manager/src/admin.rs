@@ -8,7 +8,8 @@ use std::{
 
 use parking_lot::Mutex;
 use sharded_etcd_admin_api::v1::{
-    PlanRequest, PlanResponse, StatusRequest, StatusResponse, admin_server::Admin,
+    OrderRequest, OrderResponse, OrderStateRequest, OrderStateResponse, PlanRequest, PlanResponse,
+    StatusRequest, StatusResponse, admin_server::Admin,
 };
 use sharded_etcd_core::{
     keyspace::{KeyRange, Rid, ShardIx},
@@ -29,6 +30,7 @@ use crate::{
     history::read_moves,
     members::chain,
     mover::observe::get,
+    orders::{self, OrderError},
     report::{
         Condition, LeftShard, MoveStatus, RANGES_LISTED_MAX, RangeMapStatus, RangeStatus, ShardStatus,
         TopologyStatus,
@@ -359,5 +361,33 @@ impl Admin for AdminService {
         let plan = plan(&observation, &topology, &Limits::default());
         let plan_json = serde_json::to_string(&plan).map_err(|e| Status::internal(e.to_string()))?;
         Ok(Response::new(PlanResponse { plan_json }))
+    }
+
+    async fn order(
+        &self,
+        request: Request<OrderRequest>,
+    ) -> std::result::Result<Response<OrderResponse>, Status> {
+        let json = request.into_inner().order_json;
+        let order = serde_json::from_str(&json).map_err(|e| {
+            Status::invalid_argument(format!("the order is not readable by this release: {e}"))
+        })?;
+        match orders::give(&self.line, order).await {
+            Ok(id) => Ok(Response::new(OrderResponse { id })),
+            Err(error @ OrderError::TooMany) => Err(Status::resource_exhausted(error.to_string())),
+            Err(OrderError::Manager(error)) => Err(Status::unavailable(chain(&error))),
+        }
+    }
+
+    async fn order_state(
+        &self,
+        request: Request<OrderStateRequest>,
+    ) -> std::result::Result<Response<OrderStateResponse>, Status> {
+        let id = request.into_inner().id;
+        let record = orders::look(&self.line, &id).await.map_err(|e| Status::unavailable(chain(&e)))?;
+        let Some(record) = record else {
+            return Err(Status::not_found(format!("no order {id}, or it has been over for ten minutes")));
+        };
+        let order_json = serde_json::to_string(&record).map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(OrderStateResponse { order_json }))
     }
 }

@@ -9,9 +9,9 @@ use std::{
 use parking_lot::Mutex;
 use rand::Rng;
 use sharded_etcd_core::{
-    keyspace::{KeyRange, Rid, ShardIx},
+    keyspace::{Rid, ShardIx},
     moves::{ops, plan_txn},
-    placement::{Action, Plan, Step, Wait, plan},
+    placement::{Action, Plan, Step, Wait, plan_approved},
     records::{MovePhase, MoveRecord, Record},
     topology::Topology,
 };
@@ -21,39 +21,41 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     ManagerError, ManagerOptions,
+    attend::is_ordered,
     error::Result,
     history::{History, read_moves},
     members::{Members, Waiting, chain},
     mover::{MoverContext, Outcome, observe::read_map, run_move, throttle::Throttle},
+    orders::{Orders, approved},
     progress::Progress,
     reshape::Reshaper,
+    resting::Resting,
     sizes::Sizes,
     status::{ManagerStatus, Report, ShardReport},
 };
 
-/// First and longest pause after a failed execution, or before a range whose move was aborted is tried again.
+/// First and longest pause after a failed execution.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-const ABORT_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How long a move whose shards fail is tried before it is given up, if it still can be.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One term of a leader.
 pub(crate) struct Control {
     options: Arc<ManagerOptions>,
-    line: Arc<Line>,
-    shards: Arc<Shards>,
-    sizes: Arc<Sizes>,
-    progress: Arc<Progress>,
+    pub(crate) line: Arc<Line>,
+    pub(crate) shards: Arc<Shards>,
+    pub(crate) sizes: Arc<Sizes>,
+    pub(crate) progress: Arc<Progress>,
     throttle: Arc<Throttle>,
     status: watch::Sender<Arc<ManagerStatus>>,
     members: Members,
     history: Arc<History>,
+    pub(crate) orders: Orders,
     reshaper: Reshaper,
     token: CancellationToken,
     tasks: TaskTracker,
     running: Arc<Mutex<HashSet<Rid>>>,
-    /// Ranges whose moves were aborted: how often, and until when they rest.
-    aborted: Arc<Mutex<Vec<(KeyRange, u32, Instant)>>>,
+    pub(crate) resting: Arc<Resting>,
     /// Ranges that were moved lately.
     settled: Arc<Mutex<HashMap<Rid, Instant>>>,
     lease: i64,
@@ -72,6 +74,7 @@ impl Control {
         let (line, shards) = (Arc::clone(&options.line), Arc::clone(&options.shards));
         Self {
             members: Members::new(Arc::clone(&line), Arc::clone(&shards), options.drain_history_max),
+            orders: Orders::new(Arc::clone(&line)),
             history: Arc::new(History::new(Arc::clone(&line), Arc::clone(&shards), options.history.clone())),
             reshaper: Reshaper {
                 line: Arc::clone(&line),
@@ -81,7 +84,7 @@ impl Control {
             throttle: Arc::new(Throttle::new(None)),
             tasks: TaskTracker::new(),
             running: Arc::default(),
-            aborted: Arc::default(),
+            resting: Arc::default(),
             settled: Arc::default(),
             reported: None,
             options,
@@ -178,10 +181,12 @@ impl Control {
         let settled = Arc::clone(&self.settled);
         settled.lock().retain(|_, at| at.elapsed() < settle);
         let observation = self.sizes.observation(topology, &moving, |e| settled.lock().contains_key(&e.rid));
-        let plan = plan(&observation, topology, &self.options.limits);
-        let mut acted = false;
+        let open = self.orders.open().await?;
+        let approved = approved(&open);
+        let plan = plan_approved(&observation, topology, &self.options.limits, &approved);
+        let mut acted = self.attend(&open, topology, &plan, &moves, &mut failures).await;
         if self.sizes.complete() || !self.sizes.unreachable().is_empty() {
-            for step in plan.ready() {
+            for step in plan.ready().filter(|step| !is_ordered(&open, step)) {
                 match self.carry_out(step).await {
                     Ok(done) => acted |= done,
                     Err(error) => failures.push(Wait { what: step.to_string(), reason: chain(&error) }),
@@ -212,7 +217,7 @@ impl Control {
     }
 
     /// Begins one step of the plan; false if it cannot be begun now.
-    async fn carry_out(&self, step: &Step) -> Result<bool> {
+    pub(crate) async fn carry_out(&self, step: &Step) -> Result<bool> {
         let id = format!("{:016x}", sharded_etcd_line::random::rng().random::<u64>());
         match &step.action {
             Action::Split { rid, at, .. } => {
@@ -227,7 +232,7 @@ impl Control {
                 Ok(done)
             }
             Action::Move { rid, range, to } => {
-                if self.rests(range) {
+                if self.resting.rests(range, Instant::now()) {
                     return Ok(false);
                 }
                 let Some(to) = self.line.with_fold(|fold| fold.shard_named(to)) else { return Ok(false) };
@@ -238,11 +243,6 @@ impl Control {
                 Ok(begun)
             }
         }
-    }
-
-    /// True if a move of this range was aborted a short while ago.
-    fn rests(&self, range: &KeyRange) -> bool {
-        self.aborted.lock().iter().any(|(r, _, until)| r.overlaps(range) && Instant::now() < *until)
     }
 
     /// Writes a move down.
@@ -287,7 +287,7 @@ impl Control {
         let executor = Executor {
             context,
             sizes: Arc::clone(&self.sizes),
-            aborted: Arc::clone(&self.aborted),
+            resting: Arc::clone(&self.resting),
             settled: Arc::clone(&self.settled),
         };
         let (token, running) = (self.token.clone(), Arc::clone(&self.running));
@@ -318,11 +318,7 @@ impl Control {
                 .iter()
                 .filter_map(|(what, waiting)| Some(Wait { what: what.clone(), reason: waiting.clone()? })),
         );
-        for (range, times, until) in self.aborted.lock().iter().filter(|a| Instant::now() < a.2) {
-            let seconds = until.saturating_duration_since(Instant::now()).as_secs() + 1;
-            let reason = format!("its move was aborted {times} times; it is tried again in {seconds} s");
-            waits.push(Wait { what: range.to_string(), reason });
-        }
+        waits.extend(self.resting.waits(Instant::now()));
         waits.extend(failures);
         let moving = self.progress.moves();
         let status = ManagerStatus {
@@ -401,7 +397,7 @@ impl Control {
 struct Executor {
     context: MoverContext,
     sizes: Arc<Sizes>,
-    aborted: Arc<Mutex<Vec<(KeyRange, u32, Instant)>>>,
+    resting: Arc<Resting>,
     settled: Arc<Mutex<HashMap<Rid, Instant>>>,
 }
 
@@ -437,20 +433,14 @@ impl Executor {
     fn end(&self, rid: &Rid, outcome: &Outcome) {
         let finished = self.context.progress.finished();
         let Some(last) = finished.iter().rev().map(|f| &f.last).find(|m| m.rid == *rid) else { return };
-        let range = last.range.clone();
-        let mut aborted = self.aborted.lock();
-        let times = aborted.iter().filter(|a| a.0 == range).map(|a| a.1).max().unwrap_or(0);
-        aborted.retain(|a| a.0 != range && a.2 + ABORT_BACKOFF.1 > Instant::now());
         match outcome {
             Outcome::Moved => {
                 let new = Rid::new(format!("m-{}", last.id));
                 self.sizes.moved(rid, &new);
                 self.settled.lock().insert(new, Instant::now());
+                self.resting.clear(&last.range);
             }
-            Outcome::Aborted(_) => {
-                let rest = (ABORT_BACKOFF.0 * 2u32.saturating_pow(times)).min(ABORT_BACKOFF.1);
-                aborted.push((range, times + 1, Instant::now() + rest));
-            }
+            Outcome::Aborted(_) => self.resting.aborted(&last.range, Instant::now()),
             Outcome::NotFound => {}
         }
     }

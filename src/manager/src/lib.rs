@@ -5,6 +5,7 @@
 //! relied on and guarded where it is stored, so a manager may be killed, doubled or replaced at any moment.
 
 mod admin;
+mod attend;
 mod control;
 mod error;
 mod history;
@@ -13,9 +14,11 @@ mod manager;
 mod members;
 mod metrics;
 mod mover;
+mod orders;
 mod progress;
 mod report;
 mod reshape;
+mod resting;
 mod sizes;
 mod start;
 mod status;

@@ -14,8 +14,8 @@ use std::{
 use futures::StreamExt;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use sharded_etcd_core::{
-    keyspace::ShardIx,
-    moves::Effect,
+    keyspace::{KeyRange, ShardIx},
+    moves::{Effect, ops},
     records::{MovePhase, lease_shadow_key},
 };
 use sharded_etcd_etcd_api::messages as pb;
@@ -343,6 +343,41 @@ async fn a_lost_destination_releases_the_source() {
     world.directory.insert("shard-2", back);
     let outcome = run_move(&world.context(Failpoints::default()), &rid, None).await.unwrap();
     assert!(matches!(outcome, Outcome::Aborted(_)));
+    client.check().await;
+    world.assert_clean(3).await;
+}
+
+/// One revision deletes more keys than one import takes; an executor dies after each part, and the next goes on inside it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trap_10_a_revision_of_thousands_of_events_is_imported_in_parts() {
+    let world = World::new(3).await;
+    let client = Client::new(&world);
+    load(&client, "a", 1_300).await;
+    let rid = world.plan("a", 2, "one").await;
+    let copied = Failpoints::new(|at| if at.step == "tail" { Proceed::Die } else { Proceed::Go });
+    assert!(run_move(&world.context(copied), &rid, None).await.is_err());
+    let source = world.shard(0).await;
+    let delete = ops::delete_range(&KeyRange::new("a", "a01250"));
+    let deleted = source.txn(ops::txn(vec![], vec![delete])).await.unwrap();
+    world.line.cover(ShardIx(0), deleted.header.unwrap().revision).await.unwrap();
+    client.model.lock().retain(|key, _| key.as_ref() >= b"a01250".as_slice());
+
+    let mut inside = 0;
+    let outcome = loop {
+        let once = Arc::new(AtomicUsize::new(0));
+        let failpoints = Failpoints::new(move |at| {
+            let first =
+                at.step == "tail" && at.when == When::After && once.fetch_add(1, Ordering::Relaxed) == 0;
+            // Four executors die; what is left after that is for the fifth.
+            if first && inside < 4 { Proceed::Die } else { Proceed::Go }
+        });
+        match run_move(&world.context(failpoints), &rid, None).await {
+            Ok(outcome) => break outcome,
+            Err(ManagerError::Failpoint(_)) => inside += 1,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert_eq!((outcome, inside), (Outcome::Moved, 4));
     client.check().await;
     world.assert_clean(3).await;
 }

@@ -1,0 +1,234 @@
+//! Orders by hand: a leading shard manager does what was written down, whoever wrote it and whoever led before.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod world;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use sharded_etcd_admin_api::v1::{OrderRequest, OrderStateRequest, StatusRequest, admin_server::Admin};
+use sharded_etcd_core::{
+    keyspace::{KeyRange, ShardIx},
+    orders::{Order, OrderRecord, OrderState},
+    topology::{Draft, RebalanceMode, Topology, validate},
+};
+use sharded_etcd_manager::{
+    AdminService, Failpoints, Manager, ManagerOptions, ManagerStatus, Proceed, Sizes, When,
+};
+use tokio::sync::watch;
+use tonic::{Code, Request};
+use world::{Client, World};
+
+fn topology(mode: RebalanceMode) -> Arc<Topology> {
+    let mut draft = Draft::new("demo", 2);
+    draft.mode = mode;
+    Arc::new(validate(draft).unwrap())
+}
+
+struct Hand {
+    world: Arc<World>,
+    admin: AdminService,
+    wanted: watch::Sender<Arc<Topology>>,
+}
+
+impl Hand {
+    /// `keys` on shard 0, below "m"; shard 1 has the rest.
+    async fn new(mode: RebalanceMode, keys: usize) -> Self {
+        let world = World::new(2).await;
+        let client = Client::new(&world);
+        for i in 0..keys {
+            client.put(&format!("a{i:05}"), &"v".repeat(50), 0).await;
+        }
+        let (line, shards) = (Arc::clone(&world.line), Arc::clone(&world.shards));
+        let sizes = Sizes::new(Arc::clone(&line), Arc::clone(&shards));
+        let admin = AdminService::new(line, shards, sizes, Arc::new(|_| Err("not here".into())), None);
+        Self { world, admin, wanted: watch::Sender::new(topology(mode)) }
+    }
+
+    fn manager(&self, failpoints: Failpoints) -> Arc<Manager> {
+        let (line, shards) = (Arc::clone(&self.world.line), Arc::clone(&self.world.shards));
+        Manager::start(ManagerOptions {
+            interval: Duration::from_millis(20),
+            failpoints,
+            ..ManagerOptions::new(line, shards, self.wanted.subscribe(), "one")
+        })
+    }
+
+    async fn give(&self, order: &Order) -> String {
+        let request = OrderRequest { order_json: serde_json::to_string(order).unwrap() };
+        self.admin.order(Request::new(request)).await.unwrap().into_inner().id
+    }
+
+    async fn look(&self, id: &str) -> OrderRecord {
+        let answer = self.admin.order_state(Request::new(OrderStateRequest { id: id.into() })).await.unwrap();
+        serde_json::from_str(&answer.into_inner().order_json).unwrap()
+    }
+
+    async fn until(&self, id: &str, what: &str, holds: impl Fn(&OrderRecord) -> bool) -> OrderRecord {
+        for _ in 0..1000 {
+            let record = self.look(id).await;
+            if holds(&record) {
+                return record;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{what}: {:?}", self.look(id).await);
+    }
+
+    async fn over(&self, order: Order) -> (OrderState, String) {
+        let id = self.give(&order).await;
+        let record = self.until(&id, "it is not over", OrderRecord::is_over).await;
+        (record.state, record.message)
+    }
+
+    fn owners(&self) -> Vec<(String, u32)> {
+        let cut = self.world.line.cut();
+        let text = |key: &Bytes| String::from_utf8(key.to_vec()).unwrap();
+        cut.map.entries().iter().map(|e| (text(&e.range.start), e.shard.0)).collect()
+    }
+
+    /// Waits until the resource's status says these words about the balance; it is up to half a second old.
+    async fn says(&self, words: &str) {
+        let mut message = String::new();
+        for _ in 0..200 {
+            let answer = self.admin.status(Request::new(StatusRequest {})).await.unwrap().into_inner();
+            let status: serde_json::Value = serde_json::from_str(&answer.status_json).unwrap();
+            let conditions = status["conditions"].as_array().unwrap();
+            let balanced = conditions.iter().find(|c| c["type"] == "Balanced").unwrap();
+            message = balanced["message"].as_str().unwrap().to_owned();
+            if message.contains(words) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("the status lacks {words:?}: {message}");
+    }
+}
+
+/// Executors never get past the close of the source; and whether one has come that far.
+fn stuck_before_the_close() -> (Failpoints, Arc<AtomicBool>) {
+    let reached = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&reached);
+    let failpoints = Failpoints::new(move |point| {
+        if point.step != "close" || point.when != When::Before {
+            return Proceed::Go;
+        }
+        seen.store(true, Ordering::SeqCst);
+        Proceed::Die
+    });
+    (failpoints, reached)
+}
+
+async fn comes(reached: &AtomicBool) {
+    for _ in 0..1000 {
+        if reached.load(Ordering::SeqCst) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("no move came to the close of its source");
+}
+
+fn to(start: &'static str, end: &'static str, to: &str) -> Order {
+    Order::Move { range: KeyRange::new(start, end), to: to.into() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ranges_are_moved_split_and_merged_by_hand() {
+    // Manual, so that the planner does not move anything itself.
+    let hand = Hand::new(RebalanceMode::Manual, 50).await;
+    let early = hand.give(&Order::Split { at: "a00010".into() }).await;
+    assert_eq!(hand.look(&early).await.state, OrderState::Waiting, "nobody leads yet");
+    let manager = hand.manager(Failpoints::default());
+    hand.until(&early, "the split", |r| r.state == OrderState::Done).await;
+    assert_eq!(hand.owners(), [("".into(), 0), ("a00010".into(), 0), ("m".into(), 1)]);
+
+    let (state, message) = hand.over(to("a00020", "a00030", "shard-1")).await;
+    assert_eq!((state, message.as_str()), (OrderState::Done, "1 range is on shard-1"));
+    let owners = hand.owners();
+    assert!(owners.contains(&("a00020".into(), 1)) && owners.contains(&("a00030".into(), 0)), "{owners:?}");
+    assert_eq!(hand.over(Order::Merge { at: "a00010".into() }).await.0, OrderState::Done);
+    assert!(!hand.owners().iter().any(|o| o.0 == "a00010"));
+
+    for (order, words) in [
+        (to("x", "y", "shard-9"), "no shard shard-9"),
+        (Order::Merge { at: "a00020".into() }, "move one of them first"),
+        (Order::Abort { range: KeyRange::whole() }, "nothing of"),
+        (Order::Approve { plan: "00000000".into() }, "nothing is planned"),
+    ] {
+        let (state, message) = hand.over(order).await;
+        assert!(state == OrderState::Failed && message.contains(words), "{message:?} lacks {words:?}");
+    }
+    let unreadable = OrderRequest { order_json: "{\"drop\": {}}".into() };
+    assert_eq!(hand.admin.order(Request::new(unreadable)).await.unwrap_err().code(), Code::InvalidArgument);
+    let unknown = OrderStateRequest { id: "x".into() };
+    assert_eq!(hand.admin.order_state(Request::new(unknown)).await.unwrap_err().code(), Code::NotFound);
+    manager.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_is_gone_on_with_by_the_next_leader() {
+    let hand = Hand::new(RebalanceMode::Manual, 200).await;
+    let (failpoints, reached) = stuck_before_the_close();
+    let first = hand.manager(failpoints);
+    let id = hand.give(&to("", "m", "shard-1")).await;
+    comes(&reached).await;
+    first.close().await;
+    assert_eq!(hand.look(&id).await.state, OrderState::Running);
+    let second = hand.manager(Failpoints::default());
+    hand.until(&id, "the move", |r| r.state == OrderState::Done).await;
+    assert!(hand.owners().iter().all(|o| o.1 == 1), "{:?}", hand.owners());
+    second.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_that_is_aborted_does_not_come_again() {
+    let hand = Hand::new(RebalanceMode::Automatic, 500).await;
+    let (failpoints, reached) = stuck_before_the_close();
+    let manager = hand.manager(failpoints);
+    // The planner's own, as all keys are on one shard.
+    comes(&reached).await;
+    let before = hand.owners();
+    let (state, message) = hand.over(Order::Abort { range: KeyRange::whole() }).await;
+    assert_eq!(state, OrderState::Done, "{message}");
+    assert_eq!(hand.owners(), before);
+    hand.says("aborted by hand").await;
+    manager.close().await;
+    assert_eq!(hand.owners(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_waits_for_its_approval() {
+    let hand = Hand::new(RebalanceMode::Manual, 500).await;
+    let manager = hand.manager(Failpoints::default());
+    let mut status = manager.status();
+    let waits = |s: &ManagerStatus| {
+        s.waits.iter().find_map(|w| w.reason.split_once("sharded-etcd approve ").map(|(_, id)| id.to_owned()))
+    };
+    let shown =
+        tokio::time::timeout(Duration::from_secs(20), status.wait_for(|s| s.complete && waits(s).is_some()))
+            .await
+            .unwrap()
+            .unwrap()
+            .clone();
+    let id = waits(&shown).unwrap();
+    hand.says(&format!("sharded-etcd approve {id}")).await;
+    let (state, message) = hand.over(Order::Approve { plan: "00000000".into() }).await;
+    assert!(state == OrderState::Failed && message.contains(&format!("look at plan {id}")), "{message}");
+    let (state, _) = hand.over(Order::Approve { plan: id }).await;
+    assert_eq!(state, OrderState::Done);
+    assert!(hand.owners().iter().any(|o| o.0.starts_with('a') && o.1 == 1 || o.0.is_empty() && o.1 == 1));
+    // What is waited for is held locked as long as it is looked at.
+    let balanced =
+        tokio::time::timeout(Duration::from_secs(20), status.wait_for(|s| s.balanced)).await.is_ok();
+    assert!(balanced, "{:?}", manager.status().borrow().waits);
+    let (shard_0, _) = manager.sizes().of_shard(&hand.world.line.cut().map, ShardIx(0));
+    assert!(shard_0 < 400, "{shard_0} of 500 keys are still on shard-0");
+    manager.close().await;
+}
