@@ -46,6 +46,8 @@ pub struct Limits {
     pub held_max: Duration,
     /// How many writes wait so at once for one range. 1,000.
     pub held_requests_max: usize,
+    /// Bytes of the requests that wait so at once for one range. 16 MiB.
+    pub held_bytes_max: usize,
     /// How often watchers that asked for it get a progress notification when nothing happens. etcd's default, 10 min.
     pub progress_interval: Duration,
 }
@@ -58,6 +60,7 @@ impl Default for Limits {
             quota_bytes: 0,
             held_max: Duration::from_secs(2),
             held_requests_max: 1_000,
+            held_bytes_max: 16 << 20,
             progress_interval: Duration::from_secs(600),
         }
     }

@@ -14,19 +14,28 @@ use crate::{context::Context, metrics::Metrics};
 const PAUSE_MIN: Duration = Duration::from_millis(4);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
+/// What waits for one ownership.
+#[derive(Debug, Default)]
+struct Queue {
+    requests: usize,
+    bytes: usize,
+}
+
 /// All writes that wait now, counted for each ownership.
 pub(super) struct Held {
-    counts: Arc<Mutex<HashMap<Rid, usize>>>,
+    queues: Arc<Mutex<HashMap<Rid, Queue>>>,
     metrics: Arc<Metrics>,
     requests_max: usize,
+    bytes_max: usize,
     wait_max: Duration,
 }
 
 /// One write that waits; leaves when dropped.
 pub(super) struct Hold {
-    counts: Arc<Mutex<HashMap<Rid, usize>>>,
+    queues: Arc<Mutex<HashMap<Rid, Queue>>>,
     metrics: Arc<Metrics>,
     rid: Rid,
+    bytes: usize,
     since: Instant,
     wait_max: Duration,
     pause: Duration,
@@ -35,27 +44,29 @@ pub(super) struct Hold {
 impl Held {
     pub(super) fn new(ctx: &Context) -> Self {
         Self {
-            counts: Arc::default(),
+            queues: Arc::default(),
             metrics: Arc::clone(&ctx.metrics),
             requests_max: ctx.limits.held_requests_max,
+            bytes_max: ctx.limits.held_bytes_max,
             wait_max: ctx.limits.held_max,
         }
     }
 
-    /// Takes a place in the queue of an ownership.
-    pub(super) fn enter(&self, rid: &Rid) -> Result<Hold, Status> {
-        let mut counts = self.counts.lock();
-        let count = counts.entry(rid.clone()).or_default();
-        if *count >= self.requests_max {
+    /// Takes a place in the queue of an ownership, for a request of so many bytes.
+    pub(super) fn enter(&self, rid: &Rid, bytes: usize) -> Result<Hold, Status> {
+        let mut queues = self.queues.lock();
+        let (requests, waiting) = queues.get(rid).map_or((0, 0), |queue| (queue.requests, queue.bytes));
+        if requests >= self.requests_max || waiting + bytes > self.bytes_max {
             self.metrics.held_refused.inc();
             return Err(not_sent());
         }
-        *count += 1;
+        queues.insert(rid.clone(), Queue { requests: requests + 1, bytes: waiting + bytes });
         self.metrics.held_writes.inc();
         Ok(Hold {
-            counts: Arc::clone(&self.counts),
+            queues: Arc::clone(&self.queues),
             metrics: Arc::clone(&self.metrics),
             rid: rid.clone(),
+            bytes,
             since: Instant::now(),
             wait_max: self.wait_max,
             pause: PAUSE_MIN,
@@ -85,11 +96,12 @@ impl Drop for Hold {
     fn drop(&mut self) {
         self.metrics.held_writes.dec();
         self.metrics.held_seconds.observe(self.since.elapsed().as_secs_f64());
-        let mut counts = self.counts.lock();
-        if let Some(count) = counts.get_mut(&self.rid) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.rid);
+        let mut queues = self.queues.lock();
+        if let Some(queue) = queues.get_mut(&self.rid) {
+            queue.requests -= 1;
+            queue.bytes -= self.bytes;
+            if queue.requests == 0 {
+                queues.remove(&self.rid);
             }
         }
     }

@@ -127,7 +127,10 @@ impl Kv {
                         }
                         let hold = match &mut hold {
                             Some(hold) => hold,
-                            none => none.insert(self.held.enter(&rid)?),
+                            none => {
+                                let bytes = prost::Message::encoded_len(&txn);
+                                none.insert(self.held.enter(&rid, bytes)?)
+                            }
                         };
                         hold.wait(&self.ctx.line, &rid).await?;
                     }
