@@ -27,6 +27,8 @@ mod reshape;
 mod simulation;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod traps;
 
 use bytes::Bytes;
 

@@ -20,19 +20,19 @@ use crate::{
     },
 };
 
-const KEY: &[u8] = b"k";
+pub(super) const KEY: &[u8] = b"k";
 
 /// What a Txn needs of etcd: keys with their create and mod revisions, and one store revision.
 #[derive(Default, Clone)]
-struct Store {
-    revision: i64,
+pub(super) struct Store {
+    pub(super) revision: i64,
     keys: BTreeMap<Bytes, (Bytes, i64, i64)>,
     /// Value of [`KEY`] at every revision.
     history: Vec<Option<Bytes>>,
 }
 
 impl Store {
-    fn get(&self, key: &Bytes) -> Option<Stored<Bytes>> {
+    pub(super) fn get(&self, key: &Bytes) -> Option<Stored<Bytes>> {
         self.keys.get(key).map(|(value, _, modified)| Stored { value: value.clone(), modified: *modified })
     }
 
@@ -54,7 +54,7 @@ impl Store {
         }
     }
 
-    fn txn(&mut self, txn: &pb::TxnRequest) -> Option<i64> {
+    pub(super) fn txn(&mut self, txn: &pb::TxnRequest) -> Option<i64> {
         if !txn.compare.iter().all(|c| self.holds(c)) {
             return None;
         }
@@ -119,10 +119,10 @@ struct Executor {
     state: State,
 }
 
-struct World {
-    meta: Store,
-    source: Store,
-    destination: Store,
+pub(super) struct World {
+    pub(super) meta: Store,
+    pub(super) source: Store,
+    pub(super) destination: Store,
     flying: Vec<InFlight>,
     executors: Vec<Executor>,
     next_id: u64,
@@ -133,20 +133,20 @@ struct World {
     trace: Vec<String>,
 }
 
-fn rid() -> Rid {
+pub(super) fn rid() -> Rid {
     Rid::new("r")
 }
 
-fn new_rid() -> Rid {
+pub(super) fn new_rid() -> Rid {
     Rid::new("m-1")
 }
 
-fn range() -> KeyRange {
+pub(super) fn range() -> KeyRange {
     KeyRange::new("a", "z")
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let mut world = Self {
             meta: Store::default(),
             source: Store::default(),
@@ -191,7 +191,7 @@ impl World {
         usize::try_from((self.random >> 33) % n as u64).unwrap()
     }
 
-    fn store(&mut self, place: Place) -> &mut Store {
+    pub(super) fn store(&mut self, place: Place) -> &mut Store {
         match place {
             Place::Meta => &mut self.meta,
             Place::Source => &mut self.source,
@@ -459,12 +459,12 @@ impl Executor {
     }
 }
 
-fn claims(store: &Store) -> Stored<Claims> {
+pub(super) fn claims(store: &Store) -> Stored<Claims> {
     let stored = store.get(&claims_key()).unwrap();
     Stored { value: Claims::decode(&stored.value).unwrap(), modified: stored.modified }
 }
 
-fn look_at_source(store: &Store) -> SourceView {
+pub(super) fn look_at_source(store: &Store) -> SourceView {
     SourceView {
         fence: store.get(&fence_key(&rid())),
         claims: claims(store),
@@ -472,7 +472,7 @@ fn look_at_source(store: &Store) -> SourceView {
     }
 }
 
-fn look_at_destination(store: &Store) -> DestinationView {
+pub(super) fn look_at_destination(store: &Store) -> DestinationView {
     let cursor = store.get(&cursor_key("1"));
     DestinationView {
         fence: store.get(&fence_key(&new_rid())),
