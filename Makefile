@@ -59,6 +59,11 @@ test-kube: tools ## of the tests, those with a real kube-apiserver (test targets
 	$(CARGO) build --locked --workspace --bins --profile $(PROFILE)
 	$(CARGO) test --locked --workspace --profile $(PROFILE) --test 'kube*'
 
+.PHONY: test-linear
+test-linear: tools ## of the tests, the long form of the one that judges histories under kill -9; LIN_SECONDS (1800), LIN_SEED
+	$(CARGO) build --locked --workspace --bins --profile $(PROFILE)
+	LIN_SECONDS=$${LIN_SECONDS:-1800} $(CARGO) test --locked --workspace --profile $(PROFILE) --test linear -- --nocapture
+
 .PHONY: test-stops
 test-stops: ## of the tests, the long form of those that stop the operator at every call; an hour
 	OPERATOR_STOPS=all $(CARGO) test --locked --workspace --profile $(PROFILE) --test scripted -- stops

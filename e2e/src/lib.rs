@@ -1,5 +1,7 @@
 //! Starts and stops `sharded-etcd` as a user would, for the tests beside this crate.
 
+pub mod cluster;
+
 use std::{
     path::{Path, PathBuf},
     process::Command,

@@ -1,0 +1,373 @@
+//! The clients: each does one operation after another and writes down what it asked, what came back, and when.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use etcd_client::{
+    Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Error, GetOptions, KeyValue, PutOptions,
+    ResponseHeader, Txn, TxnOp, TxnOpResponse,
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use sharded_etcd_linearizability::{
+    Call,
+    key::{Change, Guard, Input, Kv, Op, Output},
+};
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long a client waits for an answer.
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+
+/// Folders of keys; they are on different shards at first.
+pub const FOLDERS: [&str; 3] = ["/a/", "/b/", "/c/"];
+
+/// The keys of one round.
+pub fn keys(round: u64) -> Vec<String> {
+    FOLDERS.iter().flat_map(|folder| (0..4).map(move |n| format!("{folder}r{round:04}-k{n}"))).collect()
+}
+
+/// What all clients of a round share.
+pub struct Shared {
+    pub keys: Vec<String>,
+    pub begun: Instant,
+    pub until: Instant,
+    /// The newest revision that anybody was told.
+    pub newest: AtomicI64,
+    /// The first revision of the round.
+    pub first: i64,
+}
+
+impl Shared {
+    pub fn now(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A read of several keys at once.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub begin: u64,
+    pub end: u64,
+    /// The header's revision.
+    pub revision: i64,
+    /// The revision that was asked for; 0 for the newest.
+    pub asked: i64,
+    /// The keys that it covers, by number, and what it saw of each.
+    pub seen: BTreeMap<usize, Option<Kv>>,
+}
+
+/// What one client wrote down.
+#[derive(Debug, Default)]
+pub struct Diary {
+    /// By number of the key.
+    pub calls: Vec<(usize, Call<Op>)>,
+    pub snapshots: Vec<Snapshot>,
+    /// Values whose writes were refused before anything was sent.
+    pub never: Vec<u64>,
+    /// How often which error came.
+    pub errors: BTreeMap<String, usize>,
+}
+
+/// What an error says about the operation.
+enum Trouble {
+    /// It was not done.
+    NotDone(String),
+    /// Nobody knows.
+    Unknown(String),
+}
+
+pub struct Worker {
+    shared: std::sync::Arc<Shared>,
+    client: Client,
+    random: StdRng,
+    /// Values of this client are this and above.
+    value: u64,
+    /// What it saw last of each key.
+    known: BTreeMap<usize, Option<Kv>>,
+    diary: Diary,
+}
+
+impl Worker {
+    /// A client of some endpoints. `number` is unlike that of every other client of the run.
+    pub async fn new(
+        shared: std::sync::Arc<Shared>,
+        endpoints: &[String],
+        seed: u64,
+        number: u64,
+    ) -> Result<Self> {
+        let options = ConnectOptions::new().with_connect_timeout(Duration::from_secs(1));
+        Ok(Self {
+            shared,
+            client: Client::connect(endpoints, Some(options)).await?,
+            random: StdRng::seed_from_u64(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+            value: number * 1_000_000,
+            known: BTreeMap::new(),
+            diary: Diary::default(),
+        })
+    }
+
+    /// Works until the end of the round.
+    pub async fn work(mut self) -> Result<Diary> {
+        while Instant::now() < self.shared.until {
+            let done = match self.random.random_range(0..100) {
+                0..8 => self.list(0).await?,
+                8..13 => {
+                    let newest = self.shared.newest.load(Ordering::Relaxed);
+                    let revision = self.random.random_range(self.shared.first..=newest);
+                    self.list(revision).await?
+                }
+                13..18 => self.read_several().await?,
+                _ => self.one_key().await?,
+            };
+            // Who is refused does not come back at once.
+            let pause = if done { self.random.random_range(0..15) } else { 50 };
+            sleep(Duration::from_millis(pause)).await;
+        }
+        Ok(self.diary)
+    }
+
+    /// Reads all keys as they are and as they were at these revisions, which has to succeed.
+    pub async fn look_back(mut self, revisions: &[i64]) -> Result<Diary> {
+        for &revision in [0].iter().chain(revisions) {
+            ensure!(self.list(revision).await?, "a list at {revision} failed: {:?}", self.diary.errors);
+        }
+        Ok(self.diary)
+    }
+
+    async fn one_key(&mut self) -> Result<bool> {
+        let key = self.random.random_range(0..self.shared.keys.len());
+        let input = self.some_input(key);
+        let name = self.shared.keys[key].clone();
+        let with_previous = self.random.random_bool(0.5);
+        let begin = self.shared.now();
+        let answer = timeout(ANSWER_MAX, ask(&mut self.client, &name, input, with_previous)).await;
+        let end = self.shared.now();
+        let output = match answer.unwrap_or_else(|_| Ok(Err(Trouble::Unknown("no answer".to_owned()))))? {
+            Ok(output) => output,
+            Err(trouble) => {
+                let unknown = matches!(trouble, Trouble::Unknown(_));
+                self.count(trouble);
+                if let Input::Write { change, .. } = input {
+                    if unknown {
+                        let op = Op { input, output: None };
+                        self.diary.calls.push((key, Call { begin, end: None, op }));
+                    } else if let Change::Put(value) = change {
+                        self.diary.never.push(value);
+                    }
+                }
+                self.known.remove(&key);
+                return Ok(false);
+            }
+        };
+        self.shared.newest.fetch_max(output.revision(), Ordering::Relaxed);
+        match output {
+            Output::Read { kv, .. } => {
+                self.known.insert(key, kv);
+            }
+            Output::Wrote { .. } => {
+                self.known.remove(&key);
+            }
+        }
+        self.diary.calls.push((key, Call { begin, end: Some(end), op: Op { input, output: Some(output) } }));
+        Ok(true)
+    }
+
+    fn some_input(&mut self, key: usize) -> Input {
+        let random = &mut self.random;
+        if random.random_bool(0.3) {
+            return Input::Get;
+        }
+        let guard = match (self.known.get(&key), random.random_range(0..6)) {
+            (Some(kv), 0..3) => Some(Guard::Modified(kv.as_ref().map_or(0, |kv| kv.modified))),
+            (Some(kv), 3) => Some(Guard::Version(kv.as_ref().map_or(0, |kv| kv.version))),
+            (Some(Some(kv)), 4) => Some(Guard::Value(kv.value)),
+            (None, 0) => Some(Guard::Modified(0)),
+            _ => None,
+        };
+        if random.random_bool(0.15) {
+            return Input::Write { guard, change: Change::Delete };
+        }
+        self.value += 1;
+        Input::Write { guard, change: Change::Put(self.value) }
+    }
+
+    /// All keys at one revision; 0 for the newest.
+    async fn list(&mut self, asked: i64) -> Result<bool> {
+        let options = GetOptions::new().with_prefix().with_revision(asked);
+        let begin = self.shared.now();
+        let answer = timeout(ANSWER_MAX, self.client.get("/", Some(options))).await;
+        let end = self.shared.now();
+        let response = match answer.map_err(|_| Trouble::Unknown("no answer".to_owned())).and_then(told) {
+            Ok(response) => response,
+            Err(trouble) => {
+                self.count(trouble);
+                return Ok(false);
+            }
+        };
+        let covered: Vec<usize> = (0..self.shared.keys.len()).collect();
+        self.snapshot(begin, end, asked, response.header(), response.kvs(), &covered)?;
+        Ok(true)
+    }
+
+    /// Three keys in one transaction that only reads.
+    async fn read_several(&mut self) -> Result<bool> {
+        let keys: Vec<usize> = (0..3).map(|_| self.random.random_range(0..self.shared.keys.len())).collect();
+        let reads: Vec<_> =
+            keys.iter().map(|&key| TxnOp::get(self.shared.keys[key].as_str(), None)).collect();
+        let begin = self.shared.now();
+        let answer = timeout(ANSWER_MAX, self.client.txn(Txn::new().and_then(reads))).await;
+        let end = self.shared.now();
+        let response = match answer.map_err(|_| Trouble::Unknown("no answer".to_owned())).and_then(told) {
+            Ok(response) => response,
+            Err(trouble) => {
+                self.count(trouble);
+                return Ok(false);
+            }
+        };
+        let mut kvs = Vec::new();
+        for read in response.op_responses() {
+            let TxnOpResponse::Get(read) = read else { anyhow::bail!("a read was answered with {read:?}") };
+            kvs.extend(read.kvs().iter().cloned());
+        }
+        self.snapshot(begin, end, 0, response.header(), &kvs, &keys)?;
+        Ok(true)
+    }
+
+    fn snapshot(
+        &mut self,
+        begin: u64,
+        end: u64,
+        asked: i64,
+        header: Option<&ResponseHeader>,
+        kvs: &[KeyValue],
+        covered: &[usize],
+    ) -> Result<()> {
+        let revision = header.context("an answer has no header")?.revision();
+        let mut seen: BTreeMap<usize, Option<Kv>> = covered.iter().map(|&key| (key, None)).collect();
+        for kv in kvs {
+            if let Some(key) = self.shared.keys.iter().position(|name| name.as_bytes() == kv.key()) {
+                seen.insert(key, Some(kv_of(kv)?));
+            }
+        }
+        self.shared.newest.fetch_max(revision, Ordering::Relaxed);
+        if asked == 0 {
+            self.known.extend(seen.iter().map(|(key, kv)| (*key, *kv)));
+        }
+        self.diary.snapshots.push(Snapshot { begin, end, revision, asked, seen });
+        Ok(())
+    }
+
+    fn count(&mut self, trouble: Trouble) {
+        let text = match trouble {
+            Trouble::NotDone(text) => format!("not done: {text}"),
+            Trouble::Unknown(text) => text,
+        };
+        // What is the same but for the key and the process counts as one.
+        let kind: String = text.split(" at http").next().unwrap_or_default().chars().take(70).collect();
+        *self.diary.errors.entry(kind).or_default() += 1;
+    }
+}
+
+/// One operation on one key. The outer error is an answer that cannot be.
+async fn ask(
+    client: &mut Client,
+    key: &str,
+    input: Input,
+    with_previous: bool,
+) -> Result<Result<Output, Trouble>> {
+    let revision = |header: Option<&ResponseHeader>| {
+        header.map(ResponseHeader::revision).context("an answer has no header")
+    };
+    match input {
+        Input::Get => {
+            let response = match told(client.get(key, None).await) {
+                Ok(response) => response,
+                Err(trouble) => return Ok(Err(trouble)),
+            };
+            let kv = response.kvs().first().map(kv_of).transpose()?;
+            Ok(Ok(Output::Read { kv, revision: revision(response.header())? }))
+        }
+        Input::Write { guard: None, change: Change::Put(value) } => {
+            let options = with_previous.then(|| PutOptions::new().with_prev_key());
+            let response = match told(client.put(key, value.to_string(), options).await) {
+                Ok(response) => response,
+                Err(trouble) => return Ok(Err(trouble)),
+            };
+            let previous = response.prev_key().map(kv_of).transpose()?;
+            let previous = with_previous.then_some(previous);
+            Ok(Ok(Output::Wrote { revision: revision(response.header())?, previous }))
+        }
+        Input::Write { guard: None, change: Change::Delete } => {
+            let options = with_previous.then(|| DeleteOptions::new().with_prev_key());
+            let response = match told(client.delete(key, options).await) {
+                Ok(response) => response,
+                Err(trouble) => return Ok(Err(trouble)),
+            };
+            let revision = revision(response.header())?;
+            let previous = response.prev_kvs().first().map(kv_of).transpose()?;
+            Ok(Ok(match response.deleted() {
+                0 => Output::Read { kv: None, revision },
+                _ => Output::Wrote { revision, previous: with_previous.then_some(previous) },
+            }))
+        }
+        Input::Write { guard: Some(guard), change } => {
+            let compare = match guard {
+                Guard::Modified(revision) => Compare::mod_revision(key, CompareOp::Equal, revision),
+                Guard::Version(version) => Compare::version(key, CompareOp::Equal, version),
+                Guard::Value(value) => Compare::value(key, CompareOp::Equal, value.to_string()),
+            };
+            let write = match change {
+                Change::Put(value) => TxnOp::put(key, value.to_string(), None),
+                Change::Delete => TxnOp::delete(key, None),
+            };
+            let txn = Txn::new().when([compare]).and_then([write]).or_else([TxnOp::get(key, None)]);
+            let response = match told(client.txn(txn).await) {
+                Ok(response) => response,
+                Err(trouble) => return Ok(Err(trouble)),
+            };
+            let revision = revision(response.header())?;
+            let answers = response.op_responses();
+            ensure!(answers.len() == 1, "one operation was answered with {answers:?}");
+            Ok(Ok(match &answers[0] {
+                TxnOpResponse::Get(read) if !response.succeeded() => {
+                    Output::Read { kv: read.kvs().first().map(kv_of).transpose()?, revision }
+                }
+                TxnOpResponse::Delete(delete) if delete.deleted() == 0 => Output::Read { kv: None, revision },
+                TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) if response.succeeded() => {
+                    Output::Wrote { revision, previous: None }
+                }
+                other => anyhow::bail!("a transaction was answered with {other:?}"),
+            }))
+        }
+    }
+}
+
+/// What an answer or error says about the operation.
+fn told<T>(answer: Result<T, Error>) -> Result<T, Trouble> {
+    let error = match answer {
+        Ok(response) => return Ok(response),
+        Err(error) => error,
+    };
+    let text = match &error {
+        Error::GRpcStatus(status) => format!("{:?}: {}", status.code(), status.message()),
+        other => other.to_string(),
+    };
+    // The proxy promises it of the first two; the last one is a connection that never was.
+    let promises = ["not sent", "there is no connection available", "tcp connect error"];
+    let not_done = promises.iter().any(|promise| text.contains(promise));
+    Err(if not_done { Trouble::NotDone(text) } else { Trouble::Unknown(text) })
+}
+
+/// A key as the checker knows it.
+pub fn kv_of(kv: &KeyValue) -> Result<Kv> {
+    let value = kv.value_str().ok().and_then(|value| value.parse().ok());
+    Ok(Kv {
+        value: value.with_context(|| format!("nobody wrote {:?}", kv.value()))?,
+        create: kv.create_revision(),
+        modified: kv.mod_revision(),
+        version: kv.version(),
+    })
+}

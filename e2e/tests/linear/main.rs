@@ -1,0 +1,149 @@
+//! One store, whatever happens: histories of clients of two proxies over real etcds, while proxies, shards, meta and the shard
+//! manager are killed and frozen and ranges move, are linearizable; watches see every write once and in order.
+//!
+//! `LIN_SECONDS` is how long the clients work (25 unless told, in rounds), `LIN_SEED` repeats the choices of a run, not the
+//! moments at which they meet the processes.
+#![allow(clippy::unwrap_used)]
+
+mod clients;
+mod faults;
+mod judge;
+mod watching;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicI64},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use etcd_client::Client;
+use futures::future::try_join_all;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use sharded_etcd_crd::KeyspaceSpec;
+use sharded_etcd_e2e::cluster::Cluster;
+use sharded_etcd_testkit::wait_until;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
+
+use clients::{Diary, Shared, Worker};
+use judge::Record;
+
+/// Histories are judged in pieces of this length.
+const ROUND: Duration = Duration::from_secs(25);
+/// How long watches may take to catch up after the last fault.
+const CATCH_UP_MAX: Duration = Duration::from_secs(60);
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is no number: {text}")))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn histories_over_two_proxies_are_linearizable_while_processes_are_killed_and_frozen() -> Result<()> {
+    let seed = number("LIN_SEED").unwrap_or_else(|| rand::rng().random());
+    let seconds = number("LIN_SECONDS").unwrap_or(ROUND.as_secs());
+    println!("LIN_SEED={seed} LIN_SECONDS={seconds}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let presplit = clients::FOLDERS[1..].iter().map(|&folder| folder.to_owned()).collect();
+    let mut cluster = Cluster::start(KeyspaceSpec { presplit, ..KeyspaceSpec::default() }).await?;
+    let rounds = seconds.div_ceil(ROUND.as_secs()).max(1);
+    for round in 0..rounds {
+        let length = Duration::from_secs(seconds) / u32::try_from(rounds)?;
+        run_round(&mut cluster, &mut random, round, length)
+            .await
+            .with_context(|| format!("round {round} of LIN_SEED={seed}"))?;
+    }
+    Ok(())
+}
+
+async fn run_round(cluster: &mut Cluster, random: &mut StdRng, round: u64, length: Duration) -> Result<()> {
+    let endpoints: Vec<String> = cluster.proxies.iter().map(|proxy| proxy.endpoint.clone()).collect();
+    let before = write(&endpoints[0], "/last").await?;
+    let begun = Instant::now();
+    let shared = Arc::new(Shared {
+        keys: clients::keys(round),
+        begun,
+        until: begun + length,
+        newest: AtomicI64::new(before),
+        first: before,
+    });
+    let (last, told) = watch::channel(None);
+    let watches: Vec<_> = endpoints
+        .iter()
+        .map(|endpoint| {
+            tokio::spawn(watching::watch(Arc::clone(&shared), endpoint.clone(), before + 1, told.clone()))
+        })
+        .collect();
+    // Three clients of each proxy, and two that use both.
+    let uses = [vec![&endpoints[..1]; 3], vec![&endpoints[1..]; 3], vec![&endpoints[..]; 2]].concat();
+    let mut workers = Vec::new();
+    for (endpoints, number) in uses.into_iter().zip(1..) {
+        let worker = Worker::new(Arc::clone(&shared), endpoints, random.random(), round * 100 + number);
+        workers.push(tokio::spawn(worker.await?.work()));
+    }
+    let toll = faults::run(cluster, random, shared.until).await?;
+    let mut diaries = Vec::new();
+    for worker in workers {
+        diaries.push(worker.await??);
+    }
+
+    // In peace: what is there, and what was, through each proxy; and watches that begin late.
+    let end = write(&endpoints[1], "/last").await?;
+    last.send_replace(Some(end));
+    let late = endpoints.iter().map(|endpoint| {
+        tokio::spawn(watching::watch(Arc::clone(&shared), endpoint.clone(), before + 1, told.clone()))
+    });
+    let all: Vec<_> = watches.into_iter().chain(late).collect();
+    let seen = timeout(CATCH_UP_MAX, try_join_all(all)).await.context("a watch does not catch up")??;
+    let seen = seen.into_iter().collect::<Result<Vec<_>>>()?;
+    for (endpoint, number) in endpoints.iter().zip(90..) {
+        let one = std::slice::from_ref(endpoint);
+        let worker = Worker::new(Arc::clone(&shared), one, random.random(), round * 100 + number);
+        let past: Vec<i64> = (0..10).map(|_| random.random_range(before..=end)).collect();
+        diaries.push(worker.await?.look_back(&past).await?);
+    }
+
+    report(&diaries, &seen, &toll)?;
+    let watches = seen.into_iter().map(|seen| seen.events).collect();
+    Record::new(shared.keys.clone(), before, diaries, watches).judge()
+}
+
+/// Says what happened, and fails if it was too little to say anything, or errors came that no fault explains.
+fn report(diaries: &[Diary], seen: &[watching::Seen], toll: &faults::Toll) -> Result<()> {
+    let mut errors: BTreeMap<&str, usize> = BTreeMap::new();
+    for (text, count) in diaries.iter().flat_map(|diary| &diary.errors) {
+        *errors.entry(text).or_default() += count;
+    }
+    let calls = diaries.iter().flat_map(|diary| &diary.calls);
+    let (answered, unknown): (Vec<_>, Vec<_>) = calls.partition(|(_, call)| call.end.is_some());
+    let snapshots: usize = diaries.iter().map(|diary| diary.snapshots.len()).sum();
+    println!(
+        "{toll:?}; {} answers, {} unknown outcomes, {snapshots} reads of several keys, {} refused unsent; watches: {:?}",
+        answered.len(),
+        unknown.len(),
+        diaries.iter().map(|diary| diary.never.len()).sum::<usize>(),
+        seen.iter().map(|seen| (seen.events.len(), seen.starts, seen.notified)).collect::<Vec<_>>(),
+    );
+    for (text, count) in &errors {
+        println!("  {count} × {text}");
+    }
+    let explained = ["Unavailable", "DeadlineExceeded", "Cancelled", "Unknown", "no answer", "not done"];
+    let odd = errors.keys().find(|text| !explained.iter().any(|start| text.starts_with(start)));
+    ensure!(odd.is_none(), "no fault explains {odd:?}");
+    ensure!(answered.len() > 100, "only {} answers came", answered.len());
+    ensure!(toll.kills + toll.freezes > 0, "nothing went wrong");
+    Ok(())
+}
+
+/// Writes a key that is none of the clients', and returns its revision.
+async fn write(endpoint: &str, key: &str) -> Result<i64> {
+    wait_until("a write is acknowledged", Duration::from_secs(60), || async {
+        let mut client = Client::connect([endpoint], None).await.ok()?;
+        let response = timeout(Duration::from_secs(5), client.put(key, "0", None)).await.ok()?.ok()?;
+        response.header().map(etcd_client::ResponseHeader::revision)
+    })
+    .await
+}
