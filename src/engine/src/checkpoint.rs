@@ -325,14 +325,20 @@ impl<'a> Reader<'a> {
 
     fn store(&mut self) -> Result<(Store, EventLog), WalError> {
         let mut restore: Option<Restore> = None;
+        let mut revision = 0;
         let mut parts = 0u64;
         loop {
             let block = self.block()?;
             let mut input = Decoder::new(&block);
             let malformed = |_: Malformed| self.corrupt("a block is malformed");
             match (input.u8().map_err(malformed)?, restore.as_mut()) {
-                (BLOCK_META, None) => restore = Some(read_meta(&mut input).map_err(malformed)?),
-                (BLOCK_KEYS, Some(restore)) => parts += read_keys(&mut input, restore).map_err(malformed)?,
+                (BLOCK_META, None) => {
+                    let (newest, begun) = read_meta(&mut input).map_err(malformed)?;
+                    (revision, restore) = (newest, Some(begun));
+                }
+                (BLOCK_KEYS, Some(restore)) => {
+                    parts += read_keys(&mut input, revision, restore).map_err(malformed)?;
+                }
                 (BLOCK_END, Some(_)) => {
                     if input.u64().map_err(malformed)? != parts {
                         return Err(self.corrupt("keys are missing"));
@@ -348,8 +354,12 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn read_meta(input: &mut Decoder<'_>) -> Result<Restore, Malformed> {
+/// The newest revision, and a store with the numbers, alarms and leases.
+fn read_meta(input: &mut Decoder<'_>) -> Result<(i64, Restore), Malformed> {
     let (revision, compact_revision, applied) = (input.i64()?, input.i64()?, input.u64()?);
+    if revision < 1 || revision == i64::MAX || !(-1..=revision).contains(&compact_revision) {
+        return Err(Malformed);
+    }
     let mut alarms = std::collections::BTreeSet::new();
     for _ in 0..input.varint()? {
         let kind = i32::try_from(input.i64()?).map_err(|_| Malformed)?;
@@ -366,24 +376,34 @@ fn read_meta(input: &mut Decoder<'_>) -> Result<Restore, Malformed> {
             restore.remaining(id, input.i64()?);
         }
     }
-    Ok(restore)
+    Ok((revision, restore))
 }
 
-fn read_keys(input: &mut Decoder<'_>, restore: &mut Restore) -> Result<u64, Malformed> {
+fn read_keys(input: &mut Decoder<'_>, revision: i64, restore: &mut Restore) -> Result<u64, Malformed> {
     let mut parts = 0;
     while !input.is_empty() {
         let key = input.owned_bytes()?;
         let count = input.varint()?;
-        let mut versions = Vec::new();
+        let mut versions: Vec<StoredVersion> = Vec::new();
         for _ in 0..count {
-            versions.push(StoredVersion {
+            let version = StoredVersion {
                 mod_revision: input.i64()?,
                 sub: input.u32()?,
                 create_revision: input.i64()?,
                 version: i64::try_from(input.varint()?).map_err(|_| Malformed)?,
                 lease: input.i64()?,
                 value: input.owned_bytes()?,
-            });
+            };
+            let is_newer = versions
+                .last()
+                .is_none_or(|older| (older.mod_revision, older.sub) < (version.mod_revision, version.sub));
+            let is_possible = (FIRST_EVENT_REVISION..=revision).contains(&version.mod_revision)
+                && (0..=version.mod_revision).contains(&version.create_revision)
+                && version.version >= 0;
+            if !is_newer || !is_possible {
+                return Err(Malformed);
+            }
+            versions.push(version);
         }
         restore.chain(key, versions);
         parts += 1;
