@@ -68,6 +68,12 @@ test-linear: tools ## of the tests, the long form of the one that judges histori
 test-stops: ## of the tests, the long form of those that stop the operator at every call; an hour
 	OPERATOR_STOPS=all $(CARGO) test --locked --workspace --profile $(PROFILE) --test scripted -- stops
 
+.PHONY: test-crash
+test-crash: ## of the tests, the long form of those that crash the engine: 100,000 seeds, 2,000 kills; hours, optimised
+	ENGINE_CRASH_SEEDS=100000 $(CARGO) test --locked --release -p sharded-etcd-engine --lib -- crash_tests --nocapture
+	ENGINE_KILL_ROUNDS=2000 $(CARGO) test --locked --release -p sharded-etcd-engine --test it -- kill --nocapture
+	ENGINE_KILL_ROUNDS=2000 $(CARGO) test --locked --release -p sharded-etcd-app --test engine_files -- kill --nocapture
+
 .PHONY: e2e
 e2e: ## the tests on a whole Kubernetes cluster: that of KUBECONFIG, or one built for the run (needs root) and removed
 	@PROFILE=$(PROFILE) CARGO=$(CARGO) e2e/run.sh $(E2E)
