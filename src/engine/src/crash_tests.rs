@@ -50,7 +50,9 @@ impl Model {
             keys: store
                 .chains()
                 .filter(|(_, newest)| newest.version > 0)
-                .map(|(key, newest)| (key.clone(), (newest.value.clone(), newest.mod_revision, newest.lease)))
+                .map(|(key, newest)| {
+                    (key.to_bytes(), (newest.value.clone(), newest.mod_revision, newest.lease))
+                })
                 .collect(),
             leases: store.leases().map(|(id, _)| id).collect(),
         }

@@ -27,7 +27,7 @@ use crate::{
     errors, identity,
     lease::{Left, Renewal},
     metrics,
-    mvcc::{RangeScan, Store},
+    mvcc::{Key, RangeScan, Store},
     shared::{RAFT_TERM, Shared},
     txn,
     wal::{self, Wal, WalError},
@@ -400,7 +400,7 @@ impl Engine {
             deadlines.start(request.id, lease.ttl, now);
             deadlines.remaining(request.id, now).unwrap_or_default()
         };
-        let keys = if request.keys { lease.keys.iter().cloned().collect() } else { Vec::new() };
+        let keys = if request.keys { lease.keys.iter().map(Key::to_bytes).collect() } else { Vec::new() };
         let ttl = i64::try_from(remaining.as_secs()).unwrap_or(i64::MAX).min(lease.ttl);
         pb::LeaseTimeToLiveResponse { header, id: request.id, ttl, granted_ttl: lease.ttl, keys }
     }

@@ -172,7 +172,7 @@ pub(crate) fn database_value(version: &Version, out: &mut Vec<u8>) {
     let pair = if version.is_live() {
         version.to_key_value()
     } else {
-        pb::KeyValue { key: version.key.clone(), ..Default::default() }
+        pb::KeyValue { key: version.key.to_bytes(), ..Default::default() }
     };
     // A vector has room for everything.
     let _ = pair.encode(out);
@@ -195,15 +195,23 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::mvcc::Key;
 
     #[test]
     fn lengths_are_those_of_the_encoding() {
         let value = |len: usize| Bytes::from(vec![7; len]);
-        let mut versions = vec![Version::delete(value(300), (1 << 40, 3), None)];
+        let mut versions = vec![Version::delete(Key::from(&*value(300)), (1 << 40, 3), None)];
         for (len, lease, live) in
             [(0, 0, None), (1, -1, Some((2, 1))), (127, 5, None), (128, i64::MAX, Some((9, 1 << 30)))]
         {
-            versions.push(Version::put(value(len.max(1)), value(len), lease, (12, 0), live, None));
+            versions.push(Version::put(
+                Key::from(&*value(len.max(1))),
+                value(len),
+                lease,
+                (12, 0),
+                live,
+                None,
+            ));
         }
         for version in versions {
             let (mut key, mut data) = (Vec::new(), Vec::new());

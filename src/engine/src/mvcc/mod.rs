@@ -5,6 +5,7 @@
 //! [`EventLog`] keeps the same versions in revision order for watchers.
 
 mod events;
+mod key;
 mod key_range;
 mod scan;
 mod store;
@@ -15,6 +16,7 @@ mod write;
 mod model_tests;
 
 pub use events::{Changes, EventLog, FIRST_EVENT_REVISION};
+pub use key::Key;
 pub use key_range::KeyRange;
 pub use scan::RangeScan;
 pub use store::{Alarm, Lease, Restore, Store};

@@ -297,7 +297,7 @@ fn compare(store: &Store, log: &EventLog, model: &Model) {
     let leases: BTreeMap<i64, i64> = store.leases().map(|(id, lease)| (id, lease.ttl)).collect();
     assert_eq!(leases, model.leases);
     for (id, lease) in store.leases() {
-        let attached: Vec<&[u8]> = lease.keys.iter().map(Bytes::as_ref).collect();
+        let attached: Vec<&[u8]> = lease.keys.iter().map(|key| &**key).collect();
         let expected: Vec<&[u8]> =
             model.now().iter().filter(|(_, row)| row.lease == id).map(|(key, _)| key.as_slice()).collect();
         assert_eq!(attached, expected);

@@ -2,12 +2,11 @@
 
 use std::ops::Bound;
 
-use bytes::Bytes;
 use sharded_etcd_core::translate::{finish_range, keys_needed};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
 
-use super::{Store, Version, key_range::bounds};
+use super::{Key, Store, Version, key_range::bounds};
 use crate::errors;
 
 /// A Range under way on one snapshot: large ones are walked in slices between which others have their turn.
@@ -19,7 +18,7 @@ pub struct RangeScan {
     /// Where is read.
     revision: i64,
     /// The key to go on with; None at the start.
-    resume: Option<Bytes>,
+    resume: Option<Key>,
     kvs: Vec<pb::KeyValue>,
     kvs_max: usize,
     count: i64,

@@ -7,7 +7,7 @@ use imbl::{OrdMap, OrdSet};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
 
-use super::{EventLog, FIRST_EVENT_REVISION, RangeScan, Version, key_range::bounds, write::WriteTxn};
+use super::{EventLog, FIRST_EVENT_REVISION, Key, RangeScan, Version, key_range::bounds, write::WriteTxn};
 use crate::errors;
 
 /// Where the index points at for one key.
@@ -63,7 +63,7 @@ pub struct Lease {
     /// Seconds of it that are left after a restart, when that was last written down; 0 for all of them.
     pub remaining: i64,
     /// The attached keys.
-    pub keys: OrdSet<Bytes>,
+    pub keys: OrdSet<Key>,
 }
 
 /// An alarm of a member.
@@ -78,7 +78,7 @@ pub struct Alarm {
 /// Keys, leases and alarms at one revision. Cloning is cheap and gives an independent snapshot.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pub(super) index: OrdMap<Bytes, Slot>,
+    pub(super) index: OrdMap<Key, Slot>,
     pub(super) leases: OrdMap<i64, Lease>,
     pub(super) alarms: Arc<BTreeSet<Alarm>>,
     pub(super) revision: i64,
@@ -317,9 +317,9 @@ impl Store {
                 garbage.push(older);
             }
             if !version.is_live()
-                && self.index.get(&version.key).is_some_and(|slot| Arc::ptr_eq(&slot.head, version))
+                && self.index.get(&*version.key).is_some_and(|slot| Arc::ptr_eq(&slot.head, version))
             {
-                self.index.remove(&version.key);
+                self.index.remove(&*version.key);
                 self.size_in_use = self.size_in_use.saturating_sub(version.size());
             }
         }
@@ -327,7 +327,7 @@ impl Store {
     }
 
     /// Every key with all its versions, newest first, in key order: what a checkpoint stores.
-    pub fn chains(&self) -> impl Iterator<Item = (&Bytes, &Arc<Version>)> {
+    pub fn chains(&self) -> impl Iterator<Item = (&Key, &Arc<Version>)> {
         self.index.iter().map(|(key, slot)| (key, &slot.head))
     }
 }
@@ -363,7 +363,8 @@ impl Restore {
 
     /// Adds versions of a key, oldest first; newer ones of the same key may follow.
     pub fn chain(&mut self, key: Bytes, versions: Vec<super::version::StoredVersion>) {
-        let mut head = self.store.index.get(&key).map(|slot| Arc::clone(&slot.head));
+        let mut head = self.store.index.get(&*key).map(|slot| Arc::clone(&slot.head));
+        let key = head.as_ref().map_or_else(|| Key::from(&*key), |head| head.key.clone());
         for fields in versions {
             let version = Arc::new(Version::restored(key.clone(), fields, head.take()));
             self.store.size_in_use += version.size();

@@ -6,6 +6,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use sharded_etcd_etcd_api::messages as pb;
 
+use super::Key;
+
 /// What one version costs beside its key and value, in bytes: an estimate for sizes and the quota.
 pub const VERSION_OVERHEAD_BYTES: u64 = 128;
 
@@ -16,7 +18,7 @@ pub const VERSION_OVERHEAD_BYTES: u64 = 128;
 #[derive(Debug)]
 pub struct Version {
     /// The key.
-    pub key: Bytes,
+    pub key: Key,
     /// The value; empty for a tombstone.
     pub value: Bytes,
     /// Revision at which the key was created; 0 for a tombstone.
@@ -35,7 +37,7 @@ pub struct Version {
 impl Version {
     /// A put.
     pub fn put(
-        key: Bytes,
+        key: Key,
         value: Bytes,
         lease: i64,
         revision: (i64, u32),
@@ -58,7 +60,7 @@ impl Version {
     }
 
     /// A tombstone.
-    pub fn delete(key: Bytes, revision: (i64, u32), previous: Option<Arc<Version>>) -> Self {
+    pub fn delete(key: Key, revision: (i64, u32), previous: Option<Arc<Version>>) -> Self {
         let (mod_revision, sub) = revision;
         Self {
             key,
@@ -73,7 +75,7 @@ impl Version {
     }
 
     /// A version as a checkpoint stored it.
-    pub fn restored(key: Bytes, fields: StoredVersion, previous: Option<Arc<Version>>) -> Self {
+    pub fn restored(key: Key, fields: StoredVersion, previous: Option<Arc<Version>>) -> Self {
         Self {
             key,
             value: fields.value,
@@ -118,7 +120,7 @@ impl Version {
     /// The version as the API shows it: a tombstone has its key and mod revision only.
     pub fn to_key_value(&self) -> pb::KeyValue {
         pb::KeyValue {
-            key: self.key.clone(),
+            key: self.key.to_bytes(),
             create_revision: self.create_revision,
             mod_revision: self.mod_revision,
             version: self.version,

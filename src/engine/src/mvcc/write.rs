@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use imbl::OrdSet;
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
 
 use super::{
-    Changes, Store, Version,
+    Changes, Key, Store, Version,
     store::{Lease, Slot},
 };
 
@@ -69,7 +68,7 @@ impl<'a> WriteTxn<'a> {
                 (version, old_lease)
             }
             None => {
-                let key = Bytes::copy_from_slice(key);
+                let key = Key::from(key);
                 let version = Arc::new(Version::put(key.clone(), value, lease, stamp, None, None));
                 self.store.index.insert(key, Slot::new(Arc::clone(&version)));
                 (version, 0)
@@ -103,17 +102,16 @@ impl<'a> WriteTxn<'a> {
         let key = head.key.clone();
         self.detach(head.lease, &key);
         let tombstone = Arc::new(Version::delete(key, stamp, Some(head)));
-        if let Some(slot) = self.store.index.get_mut(&tombstone.key) {
+        if let Some(slot) = self.store.index.get_mut(&*tombstone.key) {
             *slot = Slot::new(Arc::clone(&tombstone));
         }
         self.push(tombstone);
     }
 
-    fn detach(&mut self, lease: i64, key: &Bytes) {
+    fn detach(&mut self, lease: i64, key: &Key) {
         if lease != 0
             && let Some(Lease { keys, .. }) = self.store.leases.get_mut(&lease)
         {
-            let keys: &mut OrdSet<Bytes> = keys;
             keys.remove(key);
         }
     }

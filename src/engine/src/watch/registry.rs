@@ -82,7 +82,7 @@ impl Registry {
             if groups.single.is_empty() {
                 break;
             }
-            if let Some(group) = groups.single.get(&version.key) {
+            if let Some(group) = groups.single.get(&*version.key) {
                 group.values().for_each(|handle| handle.mark(version.mod_revision));
             }
         }
