@@ -8,7 +8,7 @@ mod maintenance;
 mod threads;
 mod watch;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{num::NonZero, sync::Arc};
 
 use sharded_etcd_etcd_api::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
@@ -17,11 +17,7 @@ use sharded_etcd_etcd_api::etcdserverpb::{
 use sharded_etcd_shard::ShardError;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    Response, Status,
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{Response, Status, service::Routes, transport::Server};
 
 pub use threads::serve_on_threads;
 
@@ -40,20 +36,11 @@ pub enum ServeError {
     #[error("cannot start a thread to serve on")]
     Thread(#[source] std::io::Error),
     /// A thread panicked.
-    #[error("a thread that served {address} panicked")]
-    Panicked {
-        /// Where it listened.
-        address: SocketAddr,
-    },
-    /// The HTTP/2 server failed.
-    #[error("cannot serve on {address}")]
-    Transport {
-        /// Where it listened.
-        address: SocketAddr,
-        /// What failed.
-        #[source]
-        source: tonic::transport::Error,
-    },
+    #[error("a thread that served clients panicked")]
+    Panicked,
+    /// The server of a thread failed.
+    #[error("cannot serve clients")]
+    Connections(#[source] tonic::transport::Error),
 }
 
 /// Serves etcd's KV, Watch, Lease, Maintenance, Cluster and Auth services until `shutdown`; open watches end then.
@@ -68,14 +55,9 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     let address = listener.local_addr().map_err(ServeError::Address)?;
-    Server::builder()
-        .add_routes(routes(engine, vec![format!("http://{address}")], shutdown.clone()))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            shutdown.cancelled_owned(),
-        )
-        .await
-        .map_err(|source| ServeError::Transport { address, source })
+    let routes = routes(engine, vec![format!("http://{address}")], shutdown.clone());
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    serve_on_threads(vec![listener], Server::builder(), routes, threads, shutdown).await
 }
 
 /// The services alone, for a server that has other paths as well. Watches end at `shutdown`; `client_urls` is what

@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpStream as StdTcpStream},
+    net::TcpStream as StdTcpStream,
     pin::Pin,
     sync::{
         Arc,
@@ -16,13 +16,13 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, future::try_join_all};
+use futures::{StreamExt, future::try_join_all, stream::select_all};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot},
 };
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     service::Routes,
@@ -39,36 +39,34 @@ use crate::answers;
 const CONNECTIONS_MAX: usize = 64;
 /// After a connection that could not be accepted, for instance because there are too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// As etcd's clients expect it: a connection whose other end is gone is found out.
-const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// Serves `routes` on so many threads, HTTP/1 too, until `shutdown` and the end of the connections. Dropping the future
-/// ends everything at once.
+/// Serves `routes` on so many threads until `shutdown` and the end of the connections. Dropping the future ends
+/// everything at once.
 ///
 /// # Errors
 /// When a thread cannot be started, or its server fails.
 pub async fn serve_on_threads(
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
+    server: Server,
     routes: Routes,
     threads: usize,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    let address = listener.local_addr().map_err(ServeError::Address)?;
     let routes = routes.prepare();
     let stop = CancellationToken::new();
     let _stop_when_dropped = stop.clone().drop_guard();
     let (mut workers, mut ended) = (Vec::new(), Vec::new());
     for number in 0..threads.max(1) {
-        let (worker, end) = start(number, address, routes.clone(), shutdown.clone(), stop.clone())?;
+        let (worker, end) = start(number, server.clone(), routes.clone(), shutdown.clone(), stop.clone())?;
         workers.push(worker);
-        ended.push(async move { end.await.unwrap_or_else(|_| Err(ServeError::Panicked { address })) });
+        ended.push(async { end.await.unwrap_or(Err(ServeError::Panicked)) });
     }
     let serving = try_join_all(ended);
     tokio::pin!(serving);
     tokio::select! {
         biased;
         result = &mut serving => return result.map(drop),
-        () = accept(listener, workers, shutdown) => {}
+        () = accept(listeners, workers, shutdown) => {}
     }
     serving.await.map(drop)
 }
@@ -84,7 +82,7 @@ type End = oneshot::Receiver<Result<(), ServeError>>;
 
 fn start(
     number: usize,
-    address: SocketAddr,
+    mut server: Server,
     routes: Routes,
     shutdown: CancellationToken,
     stop: CancellationToken,
@@ -100,13 +98,10 @@ fn start(
             ReceiverStream::new(received).map(move |stream| Connection::new(stream, Arc::clone(&counted)));
         let served = runtime.block_on(async {
             let handing_out = tokio::spawn(answers::hand_out());
-            let serving = Server::builder()
-                .accept_http1(true)
-                .http2_keepalive_interval(Some(KEEPALIVE))
-                .add_routes(routes)
-                .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
+            let serving =
+                server.add_routes(routes).serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
             let served = tokio::select! {
-                served = serving => served.map_err(|source| ServeError::Transport { address, source }),
+                served = serving => served.map_err(ServeError::Connections),
                 () = stop.cancelled() => Ok(()),
             };
             handing_out.abort();
@@ -122,13 +117,14 @@ fn start(
 }
 
 /// Gives each new connection to the thread that has the fewest.
-async fn accept(listener: TcpListener, workers: Vec<Worker>, shutdown: CancellationToken) {
+async fn accept(listeners: Vec<TcpListener>, workers: Vec<Worker>, shutdown: CancellationToken) {
+    let mut incoming = select_all(listeners.into_iter().map(TcpListenerStream::new));
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            Some(accepted) = incoming.next() => accepted,
             () = shutdown.cancelled() => return,
         };
-        let prepared = accepted.and_then(|(stream, _)| {
+        let prepared = accepted.and_then(|stream| {
             stream.set_nodelay(true)?;
             stream.into_std()
         });

@@ -2,11 +2,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod durability;
+mod hash;
 mod kill;
 mod kv;
-mod hash;
 mod lease;
 mod serve;
 mod snapshot;
 mod support;
+mod threads;
 mod watch;
