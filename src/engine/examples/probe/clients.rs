@@ -80,7 +80,8 @@ impl Measured {
     pub fn print(mut self, name: &str) {
         self.latencies.sort_unstable();
         let count = self.latencies.len();
-        let at = |per_mille: usize| self.latencies[(count * per_mille / 1000).min(count - 1)].as_secs_f64() * 1e3;
+        let at =
+            |per_mille: usize| self.latencies[(count * per_mille / 1000).min(count - 1)].as_secs_f64() * 1e3;
         let operations = (count as u64 * self.weight) as f64;
         println!(
             "{name}\t{:.0}\t{:.2}\t{:.2}\t{:.1}\t{:.1}",

@@ -52,13 +52,16 @@ pub async fn run(clients: &Clients, watchers: u64, puts: u64) {
         let mut client = WatchClient::new(clients.channel(stream));
         let mut responses = client.watch(ReceiverStream::new(received)).await.unwrap().into_inner();
         let seen = Arc::clone(&seen);
-        open.push((requests, tokio::spawn(async move {
-            while let Ok(Some(response)) = responses.message().await {
-                let count = if response.created { &seen.created } else { &seen.events };
-                count.fetch_add(response.events.len().max(1) as u64, Ordering::AcqRel);
-                seen.changed.notify_one();
-            }
-        })));
+        open.push((
+            requests,
+            tokio::spawn(async move {
+                while let Ok(Some(response)) = responses.message().await {
+                    let count = if response.created { &seen.created } else { &seen.events };
+                    count.fetch_add(response.events.len().max(1) as u64, Ordering::AcqRel);
+                    seen.changed.notify_one();
+                }
+            }),
+        ));
     }
     seen.wait(&seen.created, watchers).await;
 

@@ -15,12 +15,15 @@ use sharded_etcd_shard::Shard;
 
 /// Tasks that write; each has keys of its own, so it knows what they must hold.
 const WRITERS: usize = 128;
-const KEYS_PER_WRITER: usize = 1000;
+/// Of each writer, at most: a short run has fewer, so that each is written many times.
+const KEYS_MAX: u64 = 1000;
 const VALUE_BYTES: usize = 256;
-/// Revisions between two compactions.
-const COMPACT_EVERY: u64 = 100_000;
-/// Revisions of history that a compaction keeps.
-const KEPT: i64 = 10_000;
+/// Operations between two compactions at most.
+const COMPACT_EVERY_MAX: u64 = 100_000;
+/// Revisions of history that a compaction keeps at most.
+const KEPT_MAX: u64 = 10_000;
+/// Log bytes between two checkpoints at most, as the engine has it by default.
+const CHECKPOINT_BYTES_MAX: u64 = 64 << 20;
 /// Samples of memory and disk in one run.
 pub const SAMPLES: u64 = 50;
 
@@ -40,12 +43,20 @@ type Model = Vec<u64>;
 
 /// Runs `operations` operations on a new engine in `dir`, closes it, opens it again and compares all keys before and
 /// after. Returns the samples.
-pub async fn soak(dir: &Path, operations: u64, seed: u64, each: impl Fn(Sample) + Send + Sync + 'static) -> Vec<Sample> {
-    let engine = open(dir).await;
+pub async fn soak(
+    dir: &Path,
+    operations: u64,
+    seed: u64,
+    each: impl Fn(Sample) + Send + Sync + 'static,
+) -> Vec<Sample> {
+    // A short run has compactions and checkpoints too.
+    let checkpoint_bytes = (operations * VALUE_BYTES as u64 / SAMPLES * 2).min(CHECKPOINT_BYTES_MAX);
+    let engine = open(dir, checkpoint_bytes).await;
     let shared = Arc::new(Run {
         engine: Arc::clone(&engine),
         dir: dir.to_owned(),
         operations,
+        keys: (operations / 20 / WRITERS as u64).clamp(2, KEYS_MAX) as usize,
         done: AtomicU64::new(0),
         samples: parking_lot::Mutex::new(Vec::new()),
         each: Box::new(each),
@@ -65,21 +76,26 @@ pub async fn soak(dir: &Path, operations: u64, seed: u64, each: impl Fn(Sample) 
     engine.close().await;
     let samples = shared.samples.lock().clone();
     drop((engine, shared));
-    let reopened = open(dir).await;
+    let reopened = open(dir, checkpoint_bytes).await;
     assert_eq!(reopened.snapshot().revision(), revision);
     compare(&reopened, &models).await;
     reopened.close().await;
     samples
 }
 
-async fn open(dir: &Path) -> Arc<Engine> {
-    Engine::open(EngineConfig::new(dir, "soak")).await.expect("the engine opens")
+async fn open(dir: &Path, checkpoint_bytes: u64) -> Arc<Engine> {
+    let mut config = EngineConfig::new(dir, "soak");
+    config.checkpoint_wal_bytes = checkpoint_bytes;
+    config.segment_bytes = checkpoint_bytes / 4;
+    Engine::open(config).await.expect("the engine opens")
 }
 
 struct Run {
     engine: Arc<Engine>,
     dir: std::path::PathBuf,
     operations: u64,
+    /// Of each writer.
+    keys: usize,
     done: AtomicU64,
     samples: parking_lot::Mutex<Vec<Sample>>,
     each: Box<dyn Fn(Sample) + Send + Sync>,
@@ -87,13 +103,13 @@ struct Run {
 
 impl Run {
     async fn write(self: Arc<Self>, writer: usize, mut random: StdRng) -> Model {
-        let mut model = vec![0; KEYS_PER_WRITER];
+        let mut model = vec![0; self.keys];
         loop {
             let operation = self.done.fetch_add(1, Ordering::Relaxed) + 1;
             if operation > self.operations {
                 return model;
             }
-            let at = random.random_range(0..KEYS_PER_WRITER);
+            let at = random.random_range(0..self.keys);
             match random.random_range(0..10) {
                 0 => self.delete(writer, at, &mut model).await,
                 1 => self.put_two(writer, at, operation, &mut model).await,
@@ -102,10 +118,8 @@ impl Run {
                     model[at] = operation;
                 }
             }
-            if operation.is_multiple_of(COMPACT_EVERY) {
-                let revision = self.engine.snapshot().revision() - KEPT;
-                let request = pb::CompactionRequest { revision, physical: false };
-                self.engine.compact(request).await.expect("a compaction");
+            if operation.is_multiple_of((self.operations / SAMPLES).clamp(1, COMPACT_EVERY_MAX)) {
+                self.compact().await;
             }
             if operation.is_multiple_of((self.operations / SAMPLES).max(1)) {
                 let (resident_bytes, disk_bytes) = (resident_bytes(), disk_bytes(&self.dir));
@@ -113,6 +127,15 @@ impl Run {
                 (self.each)(sample);
                 self.samples.lock().push(sample);
             }
+        }
+    }
+
+    async fn compact(&self) {
+        let kept = (self.operations / SAMPLES / 2).min(KEPT_MAX);
+        let revision = self.engine.snapshot().revision() - kept as i64;
+        if revision > 1 {
+            let request = pb::CompactionRequest { revision, physical: false };
+            self.engine.compact(request).await.expect("a compaction");
         }
     }
 
@@ -124,10 +147,9 @@ impl Run {
     }
 
     async fn put_two(&self, writer: usize, at: usize, operation: u64, model: &mut Model) {
-        let other = (at + 1) % KEYS_PER_WRITER;
-        let ops = [at, other].map(|at| pb::RequestOp {
-            request: Some(pb::Request::RequestPut(put(writer, at, operation))),
-        });
+        let other = (at + 1) % self.keys;
+        let ops = [at, other]
+            .map(|at| pb::RequestOp { request: Some(pb::Request::RequestPut(put(writer, at, operation))) });
         let request = pb::TxnRequest { success: ops.into(), ..Default::default() };
         self.engine.txn(request).await.expect("a transaction");
         model[at] = operation;
