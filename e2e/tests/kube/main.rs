@@ -4,6 +4,7 @@
 mod copied;
 mod objects;
 mod served;
+mod twins;
 
 use std::{path::Path, process::Command, time::Duration};
 
@@ -71,8 +72,13 @@ fn save_topology(file: &Path, keyspace: &str) -> Result<()> {
 
 /// What `status -o json` says.
 async fn status(up: &Up) -> Result<Value> {
+    status_at(&up.endpoint).await
+}
+
+/// The same of any endpoint that tells it.
+async fn status_at(endpoint: &str) -> Result<Value> {
     let mut command = Command::new(program()?);
-    command.args(["status", "-o", "json", "--endpoint", &up.endpoint]);
+    command.args(["status", "-o", "json", "--endpoint", endpoint]);
     let output = tokio::process::Command::from(command).kill_on_drop(true).output();
     let output = tokio::time::timeout(SOON, output).await.context("status does not end")??;
     ensure!(output.status.success(), "status failed: {}", String::from_utf8_lossy(&output.stderr));

@@ -291,7 +291,7 @@ fn judge(events: &[Event], pods: &Pods) -> Result<()> {
 }
 
 /// Lines of kube-apiserver's log in which it finds fault with its store or its cache.
-fn complaints(log: &str) -> Vec<&str> {
+pub fn complaints(log: &str) -> Vec<&str> {
     let words =
         ["etcd", "cache", "watch", "reflector", "storage", "compact", "inconsisten", "resource version"];
     let bad = |line: &&str| {

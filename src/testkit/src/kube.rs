@@ -78,6 +78,11 @@ impl KubeApiserver {
         format!("https://127.0.0.1:{}", self.port)
     }
 
+    /// The bearer token of a cluster administrator. The certificate of the server is self-signed.
+    pub fn token(&self) -> &'static str {
+        TOKEN
+    }
+
     /// The process, to signal it or read its log.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
