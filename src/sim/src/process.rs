@@ -1,0 +1,110 @@
+//! Processes: real proxies over the simulated network, which can be killed.
+
+use std::{sync::Arc, time::Duration};
+
+use sharded_etcd_etcd_api::etcdserverpb::{watch_client::WatchClient, watch_server::WatchServer};
+use sharded_etcd_line::{Line, LineOptions, Shards};
+use sharded_etcd_proxy::{Drain, Proxy, ProxyOptions, context::Limits, services::watch::WatchService};
+use sharded_etcd_shard::{Shard, ShardDirectory};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{net::Link, trace, world::World};
+
+/// Pause before a proxy that could not start tries again.
+const START_PAUSE: Duration = Duration::from_millis(50);
+
+/// What every process has: a name, its own line, and connections to everything.
+pub struct Parts {
+    /// Its line.
+    pub line: Arc<Line>,
+    /// The shards.
+    pub shards: Arc<Shards>,
+}
+
+impl Parts {
+    /// Connects a process; tries until it works or the process is dead.
+    pub async fn connect(world: &Arc<World>, name: &str, dead: &watch::Receiver<bool>) -> Option<Self> {
+        let link = |etcd| Link::new(world, name, etcd, dead.clone()) as Arc<dyn Shard>;
+        let directory = ShardDirectory::new();
+        for etcd in &world.shards {
+            directory.insert(etcd.name.clone(), link(etcd));
+        }
+        while !*dead.borrow() {
+            match Line::start(link(&world.meta), LineOptions::default()).await {
+                Ok(line) => {
+                    let shards = Shards::new(Arc::clone(&line), directory);
+                    return Some(Self { line, shards });
+                }
+                Err(error) => trace!(world, "{name} cannot start: {error}"),
+            }
+            tokio::time::sleep(START_PAUSE).await;
+        }
+        None
+    }
+}
+
+/// A running proxy.
+pub struct Process {
+    /// Its name; the same after a restart.
+    pub name: String,
+    /// The proxy.
+    pub proxy: Arc<Proxy>,
+    /// Its line.
+    pub line: Arc<Line>,
+    /// Cancelled when it is killed.
+    pub killed: CancellationToken,
+    dead: watch::Sender<bool>,
+}
+
+impl Process {
+    /// Starts the proxy of this place, and puts it there.
+    pub async fn start(world: &Arc<World>, place: usize) {
+        if !world.starting.lock().insert(place) {
+            return;
+        }
+        Self::begin(world, place).await;
+        world.starting.lock().remove(&place);
+    }
+
+    async fn begin(world: &Arc<World>, place: usize) {
+        let name = format!("proxy-{place}");
+        let (dead, is_dead) = watch::channel(false);
+        let Some(Parts { line, shards }) = Parts::connect(world, &name, &is_dead).await else { return };
+        let options = ProxyOptions {
+            line: Arc::clone(&line),
+            shards,
+            name: name.clone(),
+            client_urls: vec![format!("http://{name}:2379")],
+            limits: Limits { progress_interval: Duration::from_millis(700), ..Limits::default() },
+            generation: None,
+            drain: Drain::default(),
+        };
+        match Proxy::start(options).await {
+            Ok(proxy) => {
+                trace!(world, "{name} runs");
+                let process = Self { name, proxy, line, killed: CancellationToken::new(), dead };
+                world.proxies.lock()[place] = Some(Arc::new(process));
+            }
+            Err(error) => {
+                trace!(world, "{name} cannot start: {error}");
+                line.close().await;
+            }
+        }
+    }
+
+    /// Kills it: nothing of it is sent or heard any more.
+    pub fn kill(&self) {
+        self.dead.send_replace(true);
+        self.killed.cancel();
+        self.proxy.context().shutdown.cancel();
+        let line = Arc::clone(&self.line);
+        tokio::spawn(async move { line.close().await });
+    }
+
+    /// A client of its watch service.
+    pub fn watches(&self) -> WatchClient<WatchServer<WatchService>> {
+        let ctx = Arc::clone(self.proxy.context());
+        WatchClient::new(WatchServer::new(WatchService::new(ctx, Arc::clone(self.proxy.hub()))))
+    }
+}

@@ -1,0 +1,167 @@
+//! What happens in a run: who is there, what goes wrong, and how it ends.
+
+use std::{sync::Arc, time::Duration};
+
+use sharded_etcd_etcd_api::messages as pb;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    actors::{Client, Watcher},
+    chaos,
+    process::Process,
+    trace,
+    world::World,
+};
+
+/// How long everything may take to come to rest once nothing goes wrong any more.
+const REST_MAX: Duration = Duration::from_secs(120);
+
+/// What a seed makes of a run.
+#[derive(Debug, Clone)]
+pub struct Story {
+    /// Shards.
+    pub shards: usize,
+    /// Proxies.
+    pub proxies: usize,
+    /// Where ranges end.
+    pub boundaries: Vec<&'static str>,
+    /// Writers, readers, watchers, clients with leases.
+    pub clients: [u64; 4],
+    /// Calls of each client.
+    pub calls: u64,
+    /// How long things go wrong.
+    pub chaos: Duration,
+    /// A client compacts.
+    pub compacts: bool,
+}
+
+impl Story {
+    /// The story of a seed.
+    pub fn of(rng: &crate::rng::Rng) -> Self {
+        let shards = rng.between(1, 3) as usize;
+        let all = ["/a/2", "/g/", "/g/3", "/m/", "/m/1", "/t/"];
+        let mut boundaries: Vec<&'static str> = all.into_iter().filter(|_| rng.chance(50)).collect();
+        if boundaries.is_empty() {
+            boundaries.push("/m/");
+        }
+        let leases = if rng.chance(35) { 1 } else { 0 };
+        Self {
+            shards,
+            proxies: rng.between(1, 3) as usize,
+            boundaries,
+            clients: [rng.between(1, 3), rng.between(1, 2), rng.between(1, 2), leases],
+            calls: rng.between(5, 20),
+            chaos: Duration::from_millis(if rng.chance(80) { rng.between(200, 3000) } else { 0 }),
+            compacts: rng.chance(40),
+        }
+    }
+}
+
+/// Lets a story happen.
+///
+/// # Errors
+/// What went wrong.
+pub async fn tell(world: &Arc<World>, story: &Story) -> Result<(), String> {
+    trace!(world, "{story:?}");
+    world.bootstrap(&story.boundaries).await?;
+    tokio::select! {
+        biased;
+        () = world.until_failed() => {}
+        told = chapters(world, story) => told?,
+    }
+    match world.failed() {
+        Some(why) => Err(why),
+        None => Ok(()),
+    }
+}
+
+async fn chapters(world: &Arc<World>, story: &Story) -> Result<(), String> {
+    for place in 0..story.proxies {
+        let world = Arc::clone(world);
+        tokio::spawn(async move { Process::start(&world, place).await });
+    }
+    let stop = CancellationToken::new();
+    let end = CancellationToken::new();
+    let [writers, readers, watchers, leases] = story.clients;
+    let client = |kind: &str, n| Client::new(world, format!("{kind}{n}"), &stop);
+    let mut busy = JoinSet::new();
+    let mut watching = JoinSet::new();
+    let pause = 4 + story.chaos.as_millis() as u64 / story.calls;
+    for n in 0..writers {
+        busy.spawn(client("writer", n).write(story.calls, pause));
+    }
+    for n in 0..readers {
+        busy.spawn(client("reader", n).read(story.calls, pause));
+    }
+    for n in 0..leases {
+        busy.spawn(client("leaser", n).lease(2));
+    }
+    if story.compacts {
+        busy.spawn(client("compactor", 0).compact(story.calls / 3, pause * 3));
+    }
+    for n in 0..watchers {
+        watching.spawn(Watcher::new(client("watcher", n), &end).run());
+    }
+    let chaos = tokio::time::timeout(story.chaos, chaos::run(Arc::clone(world), story.clone())).await;
+    drop(chaos);
+    heal(world).await;
+    let rested = tokio::time::timeout(REST_MAX, async {
+        while busy.join_next().await.is_some() {}
+        expired(world).await;
+        end.cancel();
+        while watching.join_next().await.is_some() {}
+    });
+    rested.await.map_err(|_| "things did not come to rest".to_owned())?;
+    stop.cancel();
+    compare(world).await
+}
+
+/// Everything runs again.
+async fn heal(world: &Arc<World>) {
+    trace!(world, "heal");
+    world.net.heal();
+    for etcd in world.etcds() {
+        etcd.pause(false);
+    }
+    let places = world.proxies.lock().len();
+    while world.running().len() < places {
+        for place in 0..places {
+            let gone = world.proxies.lock()[place].is_none();
+            if gone {
+                // At once, if it is being started already.
+                Process::start(world, place).await;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Until nothing of leases whose time is over is left.
+async fn expired(world: &Arc<World>) {
+    loop {
+        let left = {
+            let truth = world.truth.lock();
+            let keys = truth.keys.range(b"\0", b"\0", truth.revision);
+            keys.into_iter().find(|kv| kv.lease != 0)
+        };
+        if left.is_none() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// All proxies show the same, and that is what is true.
+async fn compare(world: &Arc<World>) -> Result<(), String> {
+    for process in world.running() {
+        let asked = world.history.ask();
+        let request = pb::RangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() };
+        let answer = process.proxy.kv().range(request.clone()).await;
+        let answer = answer.map_err(|e| format!("{} cannot read at rest: {e:?}", process.name))?;
+        let truth = world.truth.lock();
+        world.history.read(&truth, asked, &request, &answer)?;
+        world.history.cut(&truth, &process)?;
+    }
+    Ok(())
+}

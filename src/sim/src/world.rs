@@ -1,0 +1,162 @@
+//! Everything that a run consists of.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use parking_lot::Mutex;
+use sharded_etcd_core::{
+    keyspace::{KeyRange, RangeEntry, Rid, ShardIx},
+    records::{CUT_LATEST, TopologyId},
+};
+use sharded_etcd_line::bootstrap::{NewShard, bootstrap};
+use tokio::sync::watch;
+
+use crate::{
+    check::History,
+    etcd::Etcd,
+    net::{Link, Net},
+    process::Process,
+    rng::Rng,
+    trace,
+    trace::Trace,
+    truth::Truth,
+};
+
+/// A run's parts; shared by all that happens in it.
+pub struct World {
+    /// What happened.
+    pub trace: Trace,
+    /// For the story; network and actors have sequences of their own.
+    pub rng: Rng,
+    /// The network.
+    pub net: Net,
+    /// Meta.
+    pub meta: Arc<Etcd>,
+    /// The shards.
+    pub shards: Vec<Arc<Etcd>>,
+    /// What is true.
+    pub truth: Mutex<Truth>,
+    /// What clients asked and were told.
+    pub history: History,
+    /// The proxies; `None` while one is not running.
+    pub proxies: Mutex<Vec<Option<Arc<Process>>>>,
+    /// The places where a proxy is being started.
+    pub starting: Mutex<BTreeSet<usize>>,
+    meta_seen: Mutex<i64>,
+    failure: watch::Sender<Option<String>>,
+}
+
+impl World {
+    /// Empty etcds and a calm network.
+    pub fn new(seed: u64, shards: usize, proxies: usize, print: bool) -> Arc<Self> {
+        let rng = Rng::new(seed);
+        let shard = |i| Etcd::new(&format!("shard-{i}"), 100 + i as u64);
+        Arc::new(Self {
+            trace: Trace::new(print),
+            net: Net::new(rng.fork()),
+            rng,
+            meta: Etcd::new("meta", 99),
+            shards: (0..shards).map(shard).collect(),
+            truth: Mutex::default(),
+            history: History::default(),
+            proxies: Mutex::new(vec![None; proxies]),
+            starting: Mutex::default(),
+            meta_seen: Mutex::new(1),
+            failure: watch::Sender::new(None),
+        })
+    }
+
+    /// Starts the etcds' clocks and the topology: ranges that begin at the empty key and at `boundaries`, dealt out in turn.
+    ///
+    /// # Errors
+    /// If the topology cannot be started, which is a bug.
+    pub async fn bootstrap(self: &Arc<Self>, boundaries: &[&'static str]) -> Result<(), String> {
+        for etcd in self.etcds() {
+            tokio::spawn(Arc::clone(etcd).expire());
+        }
+        let starts: Vec<&'static str> = std::iter::once("").chain(boundaries.iter().copied()).collect();
+        let ranges: Vec<RangeEntry> = starts
+            .iter()
+            .enumerate()
+            .map(|(i, start)| RangeEntry {
+                range: KeyRange::new(*start, *starts.get(i + 1).unwrap_or(&"")),
+                rid: Rid::new(format!("b-{i}")),
+                shard: ShardIx((i % self.shards.len()) as u32),
+                imported_at: 0,
+            })
+            .collect();
+        let (_, alive) = watch::channel(false);
+        let meta = Link::new(self, "start", &self.meta, alive.clone());
+        let links: Vec<_> = self.shards.iter().map(|e| Link::new(self, "start", e, alive.clone())).collect();
+        let new: Vec<NewShard<'_>> = self
+            .shards
+            .iter()
+            .zip(&links)
+            .map(|(etcd, link)| NewShard { name: &etcd.name, incarnation: 0, shard: link.as_ref() })
+            .collect();
+        let id = TopologyId { uid: "sim".into(), cluster_id: 7 };
+        bootstrap(meta.as_ref(), &id, &new, &ranges).await.map_err(|e| e.to_string())?;
+        Ok(())
+    }
+
+    /// Meta and all shards.
+    pub fn etcds(&self) -> impl Iterator<Item = &Arc<Etcd>> {
+        std::iter::once(&self.meta).chain(&self.shards)
+    }
+
+    /// Called after each effect on an etcd: new entries of the log are folded, and what they bring is checked.
+    pub fn after_effect(&self, etcd: &Arc<Etcd>) {
+        if !Arc::ptr_eq(etcd, &self.meta) {
+            return;
+        }
+        let mut seen = self.meta_seen.lock();
+        let newest = self.meta.revision();
+        for revision in *seen + 1..=newest {
+            let Some((events, _)) = self.meta.events_of(revision) else { continue };
+            for kv in events.iter().filter_map(|e| e.kv.as_ref()).filter(|kv| kv.key.as_ref() == CUT_LATEST) {
+                let mut truth = self.truth.lock();
+                let checked = truth.take(revision, &kv.value, &self.shards).and_then(|new| {
+                    trace!(self, "line {new:?} compacted {}", truth.compacted);
+                    new.into_iter().try_for_each(|r| self.history.happened(self, &truth, r))
+                });
+                drop(truth);
+                self.require(checked);
+            }
+        }
+        *seen = newest;
+    }
+
+    /// The run has failed if this is an error.
+    pub fn require(&self, checked: Result<(), String>) {
+        if let Err(why) = checked {
+            self.fail(why);
+        }
+    }
+
+    /// The run has failed; the first reason counts.
+    pub fn fail(&self, why: String) {
+        trace!(self, "FAILED: {why}");
+        self.failure.send_if_modified(|failure| {
+            let first = failure.is_none();
+            if first {
+                *failure = Some(why);
+            }
+            first
+        });
+    }
+
+    /// Why the run has failed, if it has.
+    pub fn failed(&self) -> Option<String> {
+        self.failure.borrow().clone()
+    }
+
+    /// Until the run has failed.
+    pub async fn until_failed(&self) {
+        // The sender is here.
+        let _ = self.failure.subscribe().wait_for(Option::is_some).await;
+    }
+
+    /// The running proxies.
+    pub fn running(&self) -> Vec<Arc<Process>> {
+        self.proxies.lock().iter().flatten().cloned().collect()
+    }
+}

@@ -1,0 +1,83 @@
+//! Seeds of the simulation.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sharded_etcd_sim::{Told, run};
+
+fn told(seed: u64, print: bool) -> Told {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    run(runtime, seed, print)
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+}
+
+/// Fails with what went wrong, and how to see it again.
+fn require_good(seed: u64, told: &Told) {
+    if let Some((why, last)) = &told.failure {
+        for line in last {
+            println!("{line}");
+        }
+        panic!(
+            "seed {seed}: {why}\n  see it again: SIM_SEED={seed} cargo test -p sharded-etcd-sim one_seed -- --nocapture"
+        );
+    }
+}
+
+/// `SIM_SEED` alone, with its trace; one that is known to be good without it.
+#[test]
+fn one_seed() {
+    let seed = number("SIM_SEED");
+    if seed.is_some() {
+        // With RUST_LOG, what the processes say too.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .without_time()
+            .with_writer(std::io::stderr)
+            .try_init();
+    }
+    let told = told(seed.unwrap_or(1), seed.is_some());
+    println!("{} lines, {} checks, hash {:016x}", told.lines, told.checks, told.hash);
+    require_good(seed.unwrap_or(1), &told);
+}
+
+/// `SIM_SEEDS` seeds from `SIM_FIRST` on, on all processors.
+#[test]
+fn many_seeds() {
+    let (first, count) = (number("SIM_FIRST").unwrap_or(0), number("SIM_SEEDS").unwrap_or(2000));
+    let next = AtomicU64::new(first);
+    let checks = AtomicU64::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    println!("seeds {first} to {}", first + count - 1);
+    let one = || loop {
+        let seed = next.fetch_add(1, Ordering::Relaxed);
+        if seed >= first + count {
+            return;
+        }
+        let told = told(seed, false);
+        checks.fetch_add(told.checks, Ordering::Relaxed);
+        if told.failure.is_some() {
+            next.store(first + count, Ordering::Relaxed);
+        }
+        require_good(seed, &told);
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(one);
+        }
+    });
+    println!("{count} seeds, {} checks", checks.load(Ordering::Relaxed));
+}
+
+/// The same seed is the same run.
+#[test]
+fn a_seed_repeats_itself() {
+    for seed in 0..20 {
+        let (first, second) = (told(seed, false), told(seed, false));
+        assert_eq!((first.hash, first.lines), (second.hash, second.lines), "seed {seed}: {:?}", first.story);
+        assert!(first.lines > 10);
+    }
+}
