@@ -228,7 +228,7 @@ async fn a_log_of_a_newer_release_stops_the_line() {
 
 /// Trap 6: a shard that lost history is not served, and nothing was sent to it.
 #[tokio::test]
-async fn a_shard_that_is_not_the_one_that_joined_is_quarantined() {
+async fn trap_06_a_shard_that_is_not_the_one_that_joined_is_quarantined() {
     let cluster = Cluster::start(1).await;
     let line = cluster.line().await;
     let directory = ShardDirectory::new();

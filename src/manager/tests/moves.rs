@@ -195,7 +195,7 @@ async fn finished<T>(task: &tokio::task::JoinHandle<T>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leases_move_along_and_end_meanwhile() {
+async fn trap_05_leases_move_along_and_end_meanwhile() {
     let world = World::new(3).await;
     let client = Client::new(&world);
     for lease in [11, 12, 13] {
@@ -242,7 +242,7 @@ async fn leases_move_along_and_end_meanwhile() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_of_a_lease_that_is_over_come_without_it_and_go() {
+async fn trap_05_keys_of_a_lease_that_is_over_come_without_it_and_go() {
     let world = World::new(3).await;
     let client = Client::new(&world);
     world.grant(21).await;

@@ -58,7 +58,7 @@ async fn a_shard_that_is_away_fails_what_needs_it_and_nothing_else() {
 
 /// Trap 11: while meta is away, writes are refused before they are sent; serializable reads go on.
 #[tokio::test]
-async fn while_meta_is_away_writes_are_refused_before_they_are_sent() {
+async fn trap_11_while_meta_is_away_writes_are_refused_before_they_are_sent() {
     let mut topology = support::Topology::start_etcd(1, &[]).await;
     let options = LineOptions {
         wait_max: Duration::from_millis(600),

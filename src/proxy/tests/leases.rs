@@ -207,12 +207,12 @@ async fn two_proxies_revoke_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_id_comes_back_without_its_past() {
+async fn trap_05_an_id_comes_back_without_its_past() {
     comes_back(two_shards().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_id_comes_back_without_its_past_over_etcd() {
+async fn trap_05_an_id_comes_back_without_its_past_over_etcd() {
     comes_back(Topology::start_etcd(2, &["m"]).await).await;
 }
 
@@ -234,7 +234,7 @@ async fn comes_back(topology: Topology) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_delayed_attach_brings_nothing_back() {
+async fn trap_05_a_delayed_attach_brings_nothing_back() {
     let topology = two_shards().await;
     let proxy = Proxy::start(&topology, "a", quick()).await;
     let shard = &topology.shards[0];
@@ -357,7 +357,7 @@ async fn a_closed_fence_holds_a_revoke_up_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_that_move_during_a_revoke_are_deleted_where_they_went() {
+async fn trap_05_keys_that_move_during_a_revoke_are_deleted_where_they_went() {
     let topology = two_shards().await;
     let proxy = Proxy::start(&topology, "a", quick()).await;
     let id = proxy.grant(60).await;
@@ -408,7 +408,7 @@ async fn keys_that_move_during_a_revoke_are_deleted_where_they_went() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_open_import_keeps_its_copies() {
+async fn trap_05_an_open_import_keeps_its_copies() {
     let topology = two_shards().await;
     let proxy = Proxy::start(&topology, "a", quick()).await;
     let id = proxy.grant(60).await;

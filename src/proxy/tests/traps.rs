@@ -2,26 +2,32 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
+mod watch_support;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use sharded_etcd_core::{
-    keyspace::Rid,
+    keyspace::{Rid, ShardIx},
     records::{FENCE_OPEN, fence_closed_by, fence_key},
 };
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_proxy::{
     context::{Context, Limits},
+    hub::HubOptions,
     kv::Kv,
 };
 use sharded_etcd_shard::Shard;
-use sharded_etcd_testkit::wait_until;
+use sharded_etcd_testkit::{EtcdProcessOptions, wait_until};
 use support::{NoLeases, Topology};
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
+use watch_support::{Gate, Served, create, everything as watch_everything};
 
 const SOON: Duration = Duration::from_secs(20);
+
+/// The topology's own keys begin here.
+const HIDDEN: &[u8] = b"\xff\xff\xff\xff";
 
 fn put(key: &str, value: impl Into<Bytes>) -> pb::PutRequest {
     pb::PutRequest { key: key.to_owned().into(), value: value.into(), ..Default::default() }
@@ -170,6 +176,102 @@ async fn trap_07_limits_are_those_of_etcd_in_spite_of_the_guard() {
     }
     let all = kv.range(everything()).await.unwrap();
     assert!(all.kvs.iter().map(|kv| kv.value.len()).sum::<usize>() > 4 << 20);
+}
+
+/// A new etcd is at revision 1 and reads revision 0 as "now": its part of the line begins at its join instead.
+#[tokio::test]
+async fn trap_08_a_shard_without_a_number_is_read_at_its_join_and_not_as_it_is_now() {
+    let topology = Topology::start(2, &["m"]).await;
+    let context = topology.context("p").await;
+    let kv = Kv::start(Arc::clone(&context), Arc::new(NoLeases));
+    // Written, and part of no cut yet: nobody here watches the shard.
+    let local = revision(topology.shards[1].put(put("z", "not part of the line")).await.unwrap().header);
+    for round in 0..3 {
+        let read = kv.range(everything()).await.unwrap();
+        assert_eq!(read.kvs, [], "round {round}");
+        let pinned = pb::RangeRequest { revision: revision(read.header), ..everything() };
+        assert_eq!(kv.range(pinned).await.unwrap().kvs, []);
+    }
+    context.line.cover(ShardIx(1), local).await.unwrap();
+    assert_eq!(kv.range(everything()).await.unwrap().count, 1);
+}
+
+/// A full etcd refuses every transaction with a put in any branch. Clients meet the smaller quota of the proxy before.
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_13_a_shard_that_is_full_for_clients_can_be_emptied_and_drained() {
+    let options = EtcdProcessOptions { quota_bytes: Some(512 << 20), ..Default::default() };
+    let topology = Topology::start_etcd_with(1, &[], options).await;
+    let context = Arc::into_inner(topology.context("p").await).unwrap();
+    let limits = Limits { quota_bytes: 4 << 20, ..Limits::default() };
+    let context = Arc::new(Context { limits, ..context });
+    let kv = Kv::start(Arc::clone(&context), Arc::new(NoLeases));
+    kv.put(put("left", "v")).await.unwrap();
+    let mut written = 0;
+    let refused = loop {
+        match kv.put(put(&format!("k{written:04}"), vec![b'v'; 256 << 10])).await {
+            Ok(_) => written += 1,
+            Err(refused) => break refused,
+        }
+        assert!(written < 1_000, "clients filled the shard beyond their quota");
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    assert_eq!(refused.message(), "etcdserver: mvcc: database space exceeded");
+    // In any branch, as etcd has it.
+    let refused = kv.txn(if_modified_at("k0000", 999_999)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    // Reads and deletes go on, and so do the Txns of a move, which all put.
+    assert_eq!(
+        kv.range(pb::RangeRequest { count_only: true, ..everything() }).await.unwrap().count,
+        1 + written
+    );
+    for value in [fence_closed_by("m"), Bytes::from_static(FENCE_OPEN)] {
+        let put = pb::PutRequest { key: fence_key(&Rid::new("b-0")), value, ..Default::default() };
+        topology.shards[0].put(put).await.unwrap();
+    }
+    let most = pb::DeleteRangeRequest { key: "k".into(), range_end: "l".into(), prev_kv: false };
+    let deleted = kv.delete_range(most).await.unwrap();
+    assert_eq!(deleted.deleted, written);
+    // With the history gone there is room again.
+    let local = context.line.cut().v(ShardIx(0));
+    topology.shards[0].compact(pb::CompactionRequest { revision: local, physical: true }).await.unwrap();
+    // etcd counts what a commit freed from the next one on.
+    assert_eq!(kv.delete_range(delete("left")).await.unwrap().deleted, 1);
+    wait_until("clients may write again", SOON, || async { kv.put(put("new", "v")).await.ok() })
+        .await
+        .unwrap();
+}
+
+/// What a proxy takes from a shard does not grow with its watchers, and has no previous values in it.
+#[tokio::test]
+async fn trap_15_a_proxy_takes_the_events_of_a_shard_once_for_all_watchers() {
+    let topology = Topology::start(2, &["m"]).await;
+    let gates: Vec<_> = topology.shards.iter().map(|shard| Gate::new(Arc::clone(shard))).collect();
+    for (gate, name) in gates.iter().zip(["shard-0", "shard-1"]) {
+        topology.directory.insert(name, Arc::clone(gate) as Arc<dyn Shard>);
+    }
+    let served = Served::start(topology.context("p").await, HubOptions::default()).await;
+    let mut clients = Vec::new();
+    for n in 0..30 {
+        let mut client = served.client().await;
+        let request = if n % 2 == 0 { watch_everything(0) } else { create("z", b"", 0) };
+        client.create(pb::WatchCreateRequest { prev_kv: true, ..request }).await;
+        clients.push(client);
+    }
+    for round in 0..5 {
+        let local = revision(topology.shards[1].put(put("z", round.to_string())).await.unwrap().header);
+        served.ctx.line.cover(ShardIx(1), local).await.unwrap();
+    }
+    for client in &mut clients {
+        assert_eq!(client.events(5).await.len(), 5);
+    }
+    for gate in &gates {
+        let watched = gate.watched();
+        // One over everything, and one over the topology's own keys, which are few.
+        let over_all = watched.iter().filter(|watch| watch.key.as_ref() < HIDDEN);
+        assert_eq!((over_all.count(), watched.len()), (1, 2), "{watched:?}");
+        assert!(watched.iter().all(|watch| !watch.prev_kv), "previous values are fetched for those that ask");
+    }
+    served.stop().await;
 }
 
 #[tokio::test]

@@ -64,10 +64,17 @@ impl Topology {
 
     /// As [`Topology::start`], over real etcds.
     pub async fn start_etcd(shards: usize, boundaries: &[&'static str]) -> Self {
+        Self::start_etcd_with(shards, boundaries, EtcdProcessOptions::default()).await
+    }
+
+    pub async fn start_etcd_with(
+        shards: usize,
+        boundaries: &[&'static str],
+        options: EtcdProcessOptions,
+    ) -> Self {
         let mut processes = Vec::new();
         for _ in 0..=shards {
-            let options = EtcdProcessOptions { fsync: false, ..Default::default() };
-            processes.push(EtcdProcess::start(options).await.unwrap());
+            processes.push(EtcdProcess::start(options.clone()).await.unwrap());
         }
         let etcds = processes.iter().map(|p| Arc::new(p.shard()) as Arc<dyn Shard>).collect();
         Self { processes, ..Self::over(etcds, boundaries).await }

@@ -1,7 +1,10 @@
 //! A watch client over gRPC, and a shard that can be cut off.
 #![allow(clippy::unwrap_used, dead_code, missing_docs)]
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use sharded_etcd_etcd_api::{
@@ -158,15 +161,21 @@ pub fn all_words(events: &[pb::Event]) -> Vec<String> {
 pub struct Gate {
     inner: Arc<dyn Shard>,
     open: watch::Sender<bool>,
+    watched: Mutex<Vec<pb::WatchCreateRequest>>,
 }
 
 impl Gate {
     pub fn new(inner: Arc<dyn Shard>) -> Arc<Self> {
-        Arc::new(Self { inner, open: watch::Sender::new(true) })
+        Arc::new(Self { inner, open: watch::Sender::new(true), watched: Mutex::default() })
     }
 
     pub fn set_open(&self, open: bool) {
         self.open.send_replace(open);
+    }
+
+    /// Every watch that was asked for.
+    pub fn watched(&self) -> Vec<pb::WatchCreateRequest> {
+        self.watched.lock().unwrap().clone()
     }
 
     fn check(&self) -> Result<()> {
@@ -205,6 +214,7 @@ impl Shard for Gate {
     fn watch(&self, request: pb::WatchCreateRequest) -> BoxFuture<'_, Result<WatchStream>> {
         async move {
             self.check()?;
+            self.watched.lock().unwrap().push(request.clone());
             let events = self.inner.watch(request).await?;
             let mut open = self.open.subscribe();
             let closed = async move { drop(open.wait_for(|open| !open).await) };
