@@ -369,7 +369,8 @@ async fn contend(both: &[Server; 2]) -> Result<()> {
     try_join_all(workers).await?;
     let read = both[1].call("GET", path, None).await?;
     let object = read.map_err(|status| anyhow::anyhow!("{status:?}"))?;
-    ensure!(object["data"]["n"] == (WORKERS as u64 * CHANGES).to_string(), "changes are lost: {object}");
+    let all = (WORKERS as u64 * CHANGES).to_string();
+    ensure!(object["data"]["n"] == all, "changes are lost: {object}");
     ensure!(conflicts.load(Ordering::Relaxed) > 0, "nobody came in the way of anybody");
     Ok(())
 }

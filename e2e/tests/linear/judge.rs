@@ -143,7 +143,7 @@ impl Record {
     }
 
     /// A read at a revision saw exactly what was there at that revision, over all keys and shards.
-    fn reads_are_of_their_revision(&self, states: &[Vec<(i64, Option<Kv>)>]) -> Result<()> {
+    fn reads_are_of_their_revision(&self, states: &[States]) -> Result<()> {
         for read in &self.snapshots {
             let at = if read.asked == 0 { read.revision } else { read.asked };
             for (&key, seen) in &read.seen {
@@ -199,9 +199,12 @@ fn explain(history: &[Call<Op>], verdict: &Verdict) -> String {
     text
 }
 
-/// What each key was, from which revision on. Fails if an event does not follow from the ones before it.
-fn replay(keys: usize, events: &[Event]) -> Result<Vec<Vec<(i64, Option<Kv>)>>> {
-    let mut states: Vec<Vec<(i64, Option<Kv>)>> = vec![Vec::new(); keys];
+/// What a key was, from which revision on.
+type States = Vec<(i64, Option<Kv>)>;
+
+/// What each key was over time. Fails if an event does not follow from the ones before it.
+fn replay(keys: usize, events: &[Event]) -> Result<Vec<States>> {
+    let mut states: Vec<States> = vec![Vec::new(); keys];
     let mut newest = 0;
     for event in events {
         ensure!(event.revision > newest, "{event:?} comes after an event at {newest}");

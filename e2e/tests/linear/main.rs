@@ -3,7 +3,8 @@
 //!
 //! `LIN_SECONDS` is how long the clients work (25 unless told, in rounds), `LIN_SEED` repeats the choices of a run, not the
 //! moments at which they meet the processes.
-#![allow(clippy::unwrap_used)]
+// What happened is printed, for whoever looks into a failed run.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod clients;
 mod faults;
