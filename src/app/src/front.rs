@@ -15,7 +15,8 @@ use axum::{
 };
 use parking_lot::RwLock;
 use sharded_etcd_admin_api::v1::{
-    PlanRequest, PlanResponse, StatusRequest, StatusResponse,
+    OrderRequest, OrderResponse, OrderStateRequest, OrderStateResponse, PlanRequest, PlanResponse,
+    StatusRequest, StatusResponse,
     admin_server::{Admin, AdminServer},
 };
 use sharded_etcd_line::Line;
@@ -136,5 +137,16 @@ impl Admin for Gate {
 
     async fn plan(&self, request: Request<PlanRequest>) -> Result<Response<PlanResponse>, Status> {
         self.open()?.admin.plan(request).await
+    }
+
+    async fn order(&self, request: Request<OrderRequest>) -> Result<Response<OrderResponse>, Status> {
+        self.open()?.admin.order(request).await
+    }
+
+    async fn order_state(
+        &self,
+        request: Request<OrderStateRequest>,
+    ) -> Result<Response<OrderStateResponse>, Status> {
+        self.open()?.admin.order_state(request).await
     }
 }

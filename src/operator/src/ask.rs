@@ -96,8 +96,8 @@ impl Ask for GrpcAsk {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use sharded_etcd_admin_api::v1::{
-        PlanRequest, PlanResponse, StatusResponse,
-        admin_server::{Admin, AdminServer},
+        OrderRequest, OrderResponse, OrderStateRequest, OrderStateResponse, PlanRequest, PlanResponse,
+        StatusResponse, admin_server::{Admin, AdminServer},
     };
     use sharded_etcd_crd::status::ShardPhase;
     use tokio::net::TcpListener;
@@ -122,6 +122,17 @@ mod tests {
         }
 
         async fn plan(&self, _: Request<PlanRequest>) -> Result<Response<PlanResponse>, Status> {
+            Err(Status::unimplemented("not asked"))
+        }
+
+        async fn order(&self, _: Request<OrderRequest>) -> Result<Response<OrderResponse>, Status> {
+            Err(Status::unimplemented("not asked"))
+        }
+
+        async fn order_state(
+            &self,
+            _: Request<OrderStateRequest>,
+        ) -> Result<Response<OrderStateResponse>, Status> {
             Err(Status::unimplemented("not asked"))
         }
     }
