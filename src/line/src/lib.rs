@@ -11,6 +11,7 @@ mod condense;
 mod cut;
 mod error;
 mod follow;
+pub mod latest;
 pub mod random;
 mod refresh;
 mod shards;
@@ -69,7 +70,7 @@ pub struct Line {
     meta: Arc<dyn Shard>,
     options: LineOptions,
     fold: RwLock<Fold>,
-    cut: watch::Sender<Arc<Cut>>,
+    cut: latest::Sender<Arc<Cut>>,
     waiters: waiters::Waiters,
     appender: append::Appender,
     refresher: refresh::Refresher,
@@ -104,7 +105,7 @@ impl Line {
     pub async fn start(meta: Arc<dyn Shard>, options: LineOptions) -> Result<Arc<Self>, LineError> {
         let fold = follow::load(meta.as_ref()).await?;
         let line = Arc::new(Self {
-            cut: watch::Sender::new(Arc::new(Cut::of(&fold))),
+            cut: latest::Sender::new(Arc::new(Cut::of(&fold))),
             waiters: waiters::Waiters::default(),
             appender: append::Appender::new(fold.shards().len()),
             refresher: refresh::Refresher::default(),
@@ -137,7 +138,7 @@ impl Line {
     }
 
     /// A receiver that sees every change of the cut (or only the newest, if it is slow).
-    pub fn subscribe(&self) -> watch::Receiver<Arc<Cut>> {
+    pub fn subscribe(&self) -> latest::Receiver<Arc<Cut>> {
         self.cut.subscribe()
     }
 

@@ -15,8 +15,9 @@ use sharded_etcd_core::{
     records::{LEASE_PREFIX, LeaseRecord, LeaseState, Record, lease_id_of_key},
 };
 use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_line::latest;
 use sharded_etcd_shard::ShardError;
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 use tonic::Code;
 
 use super::{Leases, all::read_all};
@@ -51,7 +52,7 @@ impl Seen {
 pub(super) struct View {
     leases: RwLock<HashMap<i64, Seen>>,
     /// Raised with each change.
-    changes: watch::Sender<u64>,
+    changes: latest::Sender<u64>,
 }
 
 impl View {
