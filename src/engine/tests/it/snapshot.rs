@@ -323,7 +323,7 @@ async fn what_is_damaged_or_would_be_lost_is_refused() {
     // As if the restore had been interrupted: the data are there, and who they belong to is not.
     std::fs::remove_file(dir.join("identity.json")).unwrap();
     let error = Engine::open(config(&dir)).await.err().unwrap().to_string();
-    assert!(error.contains("is not empty"), "{error}");
+    assert!(error.contains("identity.json") && error.contains("it is missing"), "{error}");
 }
 
 #[tokio::test]
