@@ -97,7 +97,8 @@ impl Ask for GrpcAsk {
 mod tests {
     use sharded_etcd_admin_api::v1::{
         OrderRequest, OrderResponse, OrderStateRequest, OrderStateResponse, PlanRequest, PlanResponse,
-        StatusResponse, admin_server::{Admin, AdminServer},
+        StatusResponse,
+        admin_server::{Admin, AdminServer},
     };
     use sharded_etcd_crd::status::ShardPhase;
     use tokio::net::TcpListener;
