@@ -50,7 +50,7 @@ impl Control {
         let order = &stored.record.order;
         match orders::next(&stored.record, scene) {
             Next::Do(step) => {
-                self.orders.answer(stored, OrderState::Running, format!("begins: {step}")).await?;
+                self.orders.answer(stored, OrderState::Running, format!("begins to {}", step.what())).await?;
                 if let Action::Move { range, .. } = &step.action {
                     self.resting.clear(range);
                 }

@@ -124,16 +124,20 @@ impl Plan {
     }
 }
 
+impl Step {
+    /// What it does, for people, without figures and reason.
+    pub fn what(&self) -> String {
+        match &self.action {
+            Action::Split { range, at, .. } => format!("split {range} on {} at {}", self.from, Printable(at)),
+            Action::Move { range, to, .. } => format!("move {range} from {} to {to}", self.from),
+            Action::Merge { range, .. } => format!("merge into {range} on {}", self.from),
+        }
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.action {
-            Action::Split { range, at, .. } => {
-                write!(f, "split {range} on {} at {}", self.from, Printable(at))?
-            }
-            Action::Move { range, to, .. } => write!(f, "move {range} from {} to {to}", self.from)?,
-            Action::Merge { range, .. } => write!(f, "merge into {range} on {}", self.from)?,
-        }
-        write!(f, " ({}): {}", load_text(self.keys, self.bytes), self.reason)
+        write!(f, "{} ({}): {}", self.what(), load_text(self.keys, self.bytes), self.reason)
     }
 }
 
