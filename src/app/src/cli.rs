@@ -5,7 +5,9 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use sharded_etcd_crd::units::TimeSpan;
 
-/// Where a topology of this machine is served, and where `status` and `plan` look for it.
+use crate::order::{AbortArgs, ApproveArgs, BoundaryArgs, MoveArgs};
+
+/// Where a topology of this machine is served, and where `status`, `plan` and the orders by hand look for it.
 pub const DEFAULT_ENDPOINT: &str = "127.0.0.1:2379";
 
 /// What every command ends with; part of the interface, as scripts rely on it.
@@ -63,6 +65,16 @@ pub enum Command {
     Status(StatusArgs),
     /// Shows what a file would change in a running topology; changes nothing.
     Plan(PlanArgs),
+    /// Moves all keys of a range to a shard, cutting it out where need be.
+    Move(MoveArgs),
+    /// Parts the range that a key lies in: the right one begins with the key.
+    Split(BoundaryArgs),
+    /// Puts the range that begins with a key together with the one before it.
+    Merge(BoundaryArgs),
+    /// Takes back the moves of a range that are under way, as long as the source still owns it.
+    Abort(AbortArgs),
+    /// Lets a plan be carried out that waits in mode Manual.
+    Approve(ApproveArgs),
     /// Prints the version, the commit and the etcd API version.
     Version,
     /// Prints the custom resource definitions as YAML.
@@ -334,7 +346,7 @@ pub enum OutputFormat {
 }
 
 /// A time on the command line, in the notation of the resource; `0s` too, which means not to wait at all.
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     match text {
         "0" | "0s" => Ok(Duration::ZERO),
         text => TimeSpan(text.to_owned()).duration(),
@@ -403,7 +415,8 @@ mod tests {
         for command in Cli::command().get_subcommands() {
             for argument in command.get_arguments() {
                 let id = argument.get_id().as_str();
-                let exempt = ["help", "version", "verbose"].contains(&id);
+                // What a command is about stands on its command line.
+                let exempt = ["help", "version", "verbose"].contains(&id) || argument.is_positional();
                 let variable = argument.get_env().map(|v| v.to_string_lossy().into_owned());
                 assert!(
                     exempt || variable.as_deref().is_some_and(|v| v.starts_with("SHARDED_ETCD_")),

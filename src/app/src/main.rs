@@ -10,6 +10,7 @@ mod listen;
 mod logs;
 mod member_guard;
 mod operator;
+mod order;
 mod patience;
 mod plan;
 mod proxy;
@@ -28,6 +29,8 @@ use std::{io::Write, process::ExitCode};
 use anyhow::{Context, Result};
 use clap::error::ErrorKind;
 use cli::{Command, EngineArgs, EngineCommand};
+use order::OrderArgs;
+use sharded_etcd_core::orders::Order;
 
 // The proxy's work is many small allocations on several threads, where it costs 5 to 15 % less CPU than glibc's.
 #[global_allocator]
@@ -96,12 +99,28 @@ async fn run_async(command: Command) -> Result<ExitCode> {
             let printed = print(format_args!("{}", answer.text))?;
             return Ok(if answer.has_changes { ExitCode::from(EXIT_CHANGES) } else { printed });
         }
+        Command::Move(args) => return by_hand(args.order()?, &args.order).await,
+        Command::Split(args) => return by_hand(args.split()?, &args.order).await,
+        Command::Merge(args) => return by_hand(args.merge()?, &args.order).await,
+        Command::Abort(args) => return by_hand(args.order()?, &args.order).await,
+        Command::Approve(args) => {
+            return by_hand(Order::Approve { plan: args.plan.clone() }, &args.order).await;
+        }
         Command::ShardManager(args) => shard_manager::run(args).await?,
         Command::Engine(args) => engine::run(args).await?,
         Command::Operator(args) => operator::run(args).await?,
         Command::Version | Command::Crd | Command::MemberGuard(_) => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Gives an order; what changes meanwhile goes to standard error, the end to standard output.
+async fn by_hand(order: Order, args: &OrderArgs) -> Result<ExitCode> {
+    let answer = order::run(order, args, |told| {
+        // A terminal that is gone does not stop the order.
+        let _ = writeln!(std::io::stderr(), "{told}");
+    });
+    print(format_args!("{}", answer.await?))
 }
 
 /// Prints an answer; a reader that has gone is no failure.

@@ -1,9 +1,11 @@
-//! Asking a running topology, for `status` and `plan`.
+//! Asking a running topology, for `status`, `plan` and the orders by hand.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use sharded_etcd_admin_api::v1::{PlanRequest, StatusRequest, admin_client::AdminClient};
+use sharded_etcd_admin_api::v1::{
+    OrderRequest, OrderStateRequest, PlanRequest, StatusRequest, admin_client::AdminClient,
+};
 use tonic::{
     Code, Status,
     transport::{Channel, Endpoint},
@@ -63,6 +65,24 @@ impl Admin {
     pub async fn plan(&mut self, resource_json: String) -> Result<String> {
         let answer = self.client.plan(PlanRequest { resource_json }).await;
         Ok(answer.map_err(|status| self.failed(status))?.into_inner().plan_json)
+    }
+
+    /// Writes an order down, given as JSON; its id.
+    ///
+    /// # Errors
+    /// If it does not answer, or refuses the order.
+    pub async fn order(&mut self, order_json: String) -> Result<String> {
+        let answer = self.client.order(OrderRequest { order_json }).await;
+        Ok(answer.map_err(|status| self.failed(status))?.into_inner().id)
+    }
+
+    /// How far an order is, as JSON.
+    ///
+    /// # Errors
+    /// If it does not answer, or does not know the order.
+    pub async fn order_state(&mut self, id: &str) -> Result<String> {
+        let answer = self.client.order_state(OrderStateRequest { id: id.to_owned() }).await;
+        Ok(answer.map_err(|status| self.failed(status))?.into_inner().order_json)
     }
 
     fn failed(&self, status: Status) -> anyhow::Error {

@@ -8,6 +8,7 @@
 mod bad_files;
 mod bad_requests;
 mod bad_starts;
+mod by_hand;
 mod clients;
 mod cluster;
 mod harness;
