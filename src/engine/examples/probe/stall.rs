@@ -26,7 +26,7 @@ pub async fn run(clients: &Clients, seconds: u64, dir: &str) {
         let (measured, took) = puts_during(clients, what, Duration::from_secs(seconds)).await;
         let disk_ms = disk.stop().as_secs_f64() * 1e3;
         let took = took.map_or(String::new(), |took| format!(" ({:.1} s)", took.as_secs_f64()));
-        measured.print(&format!("put during {what}{took}, the disk alone up to {disk_ms:.1} ms"));
+        measured.print(&format!("{what}{took}; {disk_ms:.1}"));
     }
 }
 
