@@ -26,8 +26,10 @@ pub enum Need {
     RaiseAlarms,
     /// One member answers all requests.
     OneMember,
-    /// Members are those of one raft group, with peers.
+    /// Members are those of one raft group.
     RaftMembers,
+    /// Members have peer URLs.
+    Peers,
     /// Keys at and above `FF FF FF FF`.
     HighestKeys,
     /// A Txn with a delete of everything from a key on, and a put at or above that key.

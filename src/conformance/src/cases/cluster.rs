@@ -1,7 +1,11 @@
 //! Cluster.
 
+use pb::downgrade_request::DowngradeAction;
 use sharded_etcd_etcd_api::messages as pb;
-use tonic::Code::NotFound;
+use tonic::{
+    Code::{FailedPrecondition, InvalidArgument, NotFound, Unknown},
+    Status,
+};
 
 use crate::{
     Need, Suite,
@@ -75,5 +79,175 @@ pub(super) fn add(suite: &mut Suite) {
             c.holds("all have one", answer.members.iter().all(|member| !member.peer_ur_ls.is_empty()));
             Ok(())
         })
+        .needs(Need::Peers);
+    changes(suite);
+}
+
+/// Changes of the members that are refused, and what goes without any.
+fn changes(suite: &mut Suite) {
+    suite
+        .case("cluster/remove/only", "the only member is not removed", |c| async move {
+            let id = own_id(&c).await?;
+            let answer = c.api.cluster.clone().member_remove(pb::MemberRemoveRequest { id }).await;
+            c.refused(
+                answer,
+                // etcd forgets to translate this one.
+                Unknown,
+                "etcdserver: re-configuration failed due to not enough started members",
+            );
+            Ok(())
+        })
         .needs(Need::RaftMembers);
+    suite
+        .case(
+            "cluster/promote/unknown",
+            "promoting a member that does not exist is refused",
+            |c| async move {
+                let answer =
+                    c.api.cluster.clone().member_promote(pb::MemberPromoteRequest { id: 4711 }).await;
+                c.refused(answer, NotFound, "etcdserver: member not found");
+                Ok(())
+            },
+        )
+        .needs(Need::RaftMembers);
+    suite
+        .case("cluster/promote/no-learner", "only a learner can be promoted", |c| async move {
+            let id = own_id(&c).await?;
+            let answer = c.api.cluster.clone().member_promote(pb::MemberPromoteRequest { id }).await;
+            c.refused(answer, FailedPrecondition, "etcdserver: can only promote a learner member");
+            Ok(())
+        })
+        .needs(Need::RaftMembers);
+    suite
+        .case("cluster/update/unknown", "changing a member that does not exist is refused", |c| async move {
+            let peer_ur_ls = vec!["http://127.0.0.1:1".to_owned()];
+            let request = pb::MemberUpdateRequest { id: 4711, peer_ur_ls };
+            c.refused(
+                c.api.cluster.clone().member_update(request).await,
+                NotFound,
+                "etcdserver: member not found",
+            );
+            Ok(())
+        })
+        .needs(Need::RaftMembers);
+    for (name, urls) in [
+        ("none", &[][..]),
+        ("no-url", &["127.0.0.1:1"]),
+        ("no-port", &["http://127.0.0.1"]),
+        ("path", &["http://127.0.0.1:1/path"]),
+        ("other-scheme", &["ftp://127.0.0.1:1"]),
+        ("one-of-two", &["http://127.0.0.1:1", ""]),
+    ] {
+        suite
+            .case(
+                format!("cluster/add/{name}"),
+                "a member without proper peer URLs is not added",
+                move |c| async move {
+                    let peer_ur_ls = urls.iter().map(|url| (*url).to_owned()).collect();
+                    let request = pb::MemberAddRequest { peer_ur_ls, is_learner: false };
+                    c.refused(
+                        c.api.cluster.clone().member_add(request).await,
+                        InvalidArgument,
+                        "etcdserver: given member URLs are invalid",
+                    );
+                    Ok(())
+                },
+            )
+            .needs(Need::RaftMembers);
+    }
+    suite
+        .case("cluster/move-leader/itself", "the leader can be moved to where it is", |c| async move {
+            let target_id = own_id(&c).await?;
+            let answer = c.api.maintenance.clone().move_leader(pb::MoveLeaderRequest { target_id }).await;
+            needed("MoveLeader", answer)?;
+            Ok(())
+        })
+        .needs(Need::RaftMembers);
+    suite
+        .case("cluster/move-leader/unknown", "the leader is not moved to nobody", |c| async move {
+            let answer =
+                c.api.maintenance.clone().move_leader(pb::MoveLeaderRequest { target_id: 4711 }).await;
+            c.refused(answer, FailedPrecondition, "etcdserver: bad leader transferee");
+            Ok(())
+        })
+        .needs(Need::RaftMembers);
+    for version in ["3.6", "3.6.0", "3.6.7"] {
+        suite
+            .case(
+                format!("cluster/downgrade/validate/{version}"),
+                "a downgrade by one minor release would be possible",
+                move |c| async move {
+                    // etcd decides on the version of a new cluster a moment after the start.
+                    let version = c
+                        .until("there is a version", || async {
+                            Ok(downgrade(&c, DowngradeAction::Validate, version).await.ok())
+                        })
+                        .await?;
+                    c.same("version", version, "3.7");
+                    Ok(())
+                },
+            )
+            .needs(Need::RaftMembers);
+    }
+    for version in ["3.5", "3.7", "3.8", "4.6"] {
+        for action in [DowngradeAction::Validate, DowngradeAction::Enable] {
+            suite
+                .case(
+                    format!("cluster/downgrade/{}/{version}", action.as_str_name().to_lowercase()),
+                    "a downgrade by anything but one minor release is refused",
+                    move |c| async move {
+                        c.refused(
+                            downgrade(&c, action, version).await,
+                            InvalidArgument,
+                            "etcdserver: invalid downgrade target version",
+                        );
+                        Ok(())
+                    },
+                )
+                .needs(Need::RaftMembers);
+        }
+    }
+    for version in ["", "3", "three", "3.6.x"] {
+        suite
+            .case(
+                format!("cluster/downgrade/malformed/{version:?}"),
+                "a downgrade to what is no version is refused",
+                move |c| async move {
+                    c.refused(
+                        downgrade(&c, DowngradeAction::Validate, version).await,
+                        InvalidArgument,
+                        "etcdserver: wrong downgrade target version format",
+                    );
+                    Ok(())
+                },
+            )
+            .needs(Need::RaftMembers);
+    }
+    suite
+        .case("cluster/downgrade/cancel", "cancelling no downgrade is no error", |c| async move {
+            let version = needed("Downgrade", downgrade(&c, DowngradeAction::Cancel, "").await)?;
+            c.same("version", version, "3.7");
+            Ok(())
+        })
+        .needs(Need::RaftMembers);
+    suite
+        .case("cluster/members/header", "the header has no revision", |c| async move {
+            let header = members(&c, true).await?.header.unwrap_or_default();
+            c.same("revision", header.revision, 0);
+            c.holds(
+                "it has the rest",
+                header.cluster_id != 0 && header.member_id != 0 && header.raft_term > 0,
+            );
+            Ok(())
+        })
+        .needs(Need::RaftMembers);
+}
+
+async fn own_id(c: &Ctx) -> Check<u64> {
+    Ok(members(c, true).await?.header.unwrap_or_default().member_id)
+}
+
+async fn downgrade(c: &Ctx, action: DowngradeAction, version: &str) -> Result<String, Status> {
+    let request = pb::DowngradeRequest { action: action.into(), version: version.to_owned() };
+    c.api.maintenance.clone().downgrade(request).await.map(|answer| answer.into_inner().version)
 }

@@ -23,8 +23,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// How often watchers that asked for it are told their progress: cases wait for it.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-const ENGINE_ALONE: &str = "an embedded engine is one member without raft";
-const NO_HASHES: &str = "not there yet: hashes and snapshots of an embedded engine";
+const ENGINE_ALONE: &str = "an embedded engine is one member without peers";
 const NO_USERS: &str = "not there yet: authentication, users and roles";
 const ONE_FILE: &str = "hashes and snapshots are of one member's file: take them on the shards' own \
 endpoints";
@@ -53,22 +52,18 @@ pub fn etcd_target() -> Target {
 
 /// One embedded engine.
 pub fn engine_target() -> Target {
-    let list = [
-        (Need::Hashes, NO_HASHES),
-        (Need::Snapshot, NO_HASHES),
-        (Need::Users, NO_USERS),
-        (Need::RaftMembers, ENGINE_ALONE),
-    ];
+    let list = [(Need::Users, NO_USERS), (Need::Peers, ENGINE_ALONE)];
     Target { name: "embedded engine", lacks: lacks(&list) }
 }
 
-const OF_PROXIES: [(Need, &str); 9] = [
+const OF_PROXIES: [(Need, &str); 10] = [
     (Need::ConsecutiveRevisions, OWN_REVISIONS),
     (Need::Hashes, ONE_FILE),
     (Need::Snapshot, ONE_FILE),
     (Need::Users, NO_USERS),
     (Need::RaiseAlarms, RAISED_BY_SHARDS),
     (Need::RaftMembers, PROXIES),
+    (Need::Peers, PROXIES),
     (Need::HighestKeys, RESERVED),
     (Need::HighestLeaseId, NO_SUCH_ID),
     (Need::UnboundedDeleteBesidePut, BOUNDED),

@@ -31,7 +31,8 @@ impl Cluster for Service {
         request: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
         let reason = "etcdserver: re-configuration failed due to not enough started members";
-        let refused = self.known(request.into_inner().id, Status::failed_precondition(reason));
+        // The code that etcd answers: it has no other for this.
+        let refused = self.known(request.into_inner().id, Status::unknown(reason));
         self.answer(Method::MemberRemove, Err(refused))
     }
 
