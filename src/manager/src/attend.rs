@@ -25,11 +25,11 @@ impl Control {
         let cut = self.line.cut();
         let scene = Scene { map: &cut.map, shards: &shards, moves, topology };
         let mut acted = false;
-        for stored in open {
+        for (i, stored) in open.iter().enumerate() {
             let what = || stored.record.order.to_string();
             let done = match &stored.record.order {
                 Order::Approve { plan: asked } => self.approve(stored, asked, &scene, plan).await,
-                _ => self.attend_one(stored, open, &scene, waits).await,
+                _ => self.attend_one(stored, &open[..i], &scene, waits).await,
             };
             match done {
                 Ok(begun) => acted |= begun,
@@ -43,7 +43,7 @@ impl Control {
     async fn attend_one(
         &self,
         stored: &Stored,
-        open: &[Stored],
+        before: &[Stored],
         scene: &Scene<'_>,
         waits: &mut Vec<Wait>,
     ) -> Result<bool> {
@@ -65,7 +65,7 @@ impl Control {
                     }
                 }
                 if let Order::Abort { range } = order {
-                    self.take_back(open, range).await?;
+                    self.take_back(before, range).await?;
                 }
                 Ok(true)
             }
@@ -79,9 +79,9 @@ impl Control {
         }
     }
 
-    /// Ends the orders to move what is not to move any more.
-    async fn take_back(&self, open: &[Stored], aborted: &KeyRange) -> Result<()> {
-        for stored in open {
+    /// Ends the orders to move what is not to move any more, of those given before.
+    async fn take_back(&self, before: &[Stored], aborted: &KeyRange) -> Result<()> {
+        for stored in before {
             if let Order::Move { range, .. } = &stored.record.order
                 && range.overlaps(aborted)
             {
