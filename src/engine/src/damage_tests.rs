@@ -250,6 +250,49 @@ fn a_newer_format_is_named() {
     }
 }
 
+/// The same files as a program of format 1 would have written their headers.
+fn as_format_1(files: &Files) -> Files {
+    let bare = |bytes: &[u8], checked: usize| {
+        let mut header = bytes[..checked].to_vec();
+        header[8..12].copy_from_slice(&1u32.to_le_bytes());
+        let crc = crc32fast::hash(&header);
+        header.extend(crc.to_le_bytes());
+        header
+    };
+    files
+        .iter()
+        .map(|(path, bytes)| {
+            let old = match path.extension().and_then(|extension| extension.to_str()) {
+                Some("log") => {
+                    let mut header = bare(bytes, 36);
+                    header.resize(4096, 0);
+                    [&header, &bytes[4096..]].concat()
+                }
+                Some("db") => [&bare(bytes, 28), &bytes[40..]].concat(),
+                _ => {
+                    let mut identity: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+                    identity["format"] = 1.into();
+                    identity.as_object_mut().unwrap().remove("checksum").unwrap();
+                    serde_json::to_vec(&identity).unwrap()
+                }
+            };
+            (path.clone(), old)
+        })
+        .collect()
+}
+
+#[test]
+fn files_of_format_1_are_read_and_written_on() {
+    let (files, expected) = written(None);
+    let old = as_format_1(&files);
+    assert_eq!(start(&old).unwrap(), expected);
+    let mut life = Life::begin(old, None);
+    (0..100).for_each(|n| life.put(n));
+    life.checkpoint();
+    let later = life.model();
+    assert_eq!(start(&life.end()).unwrap(), later);
+}
+
 #[test]
 fn files_of_two_engines_do_not_mix() {
     // Also not if both were told to have the same cluster id.
