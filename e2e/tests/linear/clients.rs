@@ -38,6 +38,12 @@ pub struct Shared {
     pub newest: AtomicI64,
     /// The first revision of the round.
     pub first: i64,
+    /// How far each of the watches is that go on all the time.
+    pub watched: [AtomicI64; 2],
+    /// The highest revision that a compaction was asked for.
+    pub compacting: AtomicI64,
+    /// The highest revision that a compaction was acknowledged for.
+    pub compacted: AtomicI64,
 }
 
 impl Shared {
@@ -67,6 +73,8 @@ pub struct Diary {
     pub snapshots: Vec<Snapshot>,
     /// Values whose writes were refused before anything was sent.
     pub never: Vec<u64>,
+    /// How many reads were of a revision that was compacted.
+    pub compacted: usize,
     /// How often which error came.
     pub errors: BTreeMap<String, usize>,
 }
@@ -197,16 +205,24 @@ impl Worker {
     /// All keys at one revision; 0 for the newest.
     async fn list(&mut self, asked: i64) -> Result<bool> {
         let options = GetOptions::new().with_prefix().with_revision(asked);
+        let gone = self.shared.compacted.load(Ordering::Relaxed);
         let begin = self.shared.now();
         let answer = timeout(ANSWER_MAX, self.client.get("/", Some(options))).await;
         let end = self.shared.now();
         let response = match answer.map_err(|_| Trouble::Unknown("no answer".to_owned())).and_then(told) {
             Ok(response) => response,
+            Err(Trouble::Unknown(text)) if text.contains("revision has been compacted") => {
+                let going = self.shared.compacting.load(Ordering::Relaxed);
+                ensure!(asked > 0 && asked < going, "{asked} is refused, and compacted is {going}: {text}");
+                self.diary.compacted += 1;
+                return Ok(true);
+            }
             Err(trouble) => {
                 self.count(trouble);
                 return Ok(false);
             }
         };
+        ensure!(asked == 0 || asked >= gone, "{asked} is served, though {gone} was compacted before");
         let covered: Vec<usize> = (0..self.shared.keys.len()).collect();
         self.snapshot(begin, end, asked, response.header(), response.kvs(), &covered)?;
         Ok(true)
@@ -370,4 +386,28 @@ pub fn kv_of(kv: &KeyValue) -> Result<Kv> {
         modified: kv.mod_revision(),
         version: kv.version(),
     })
+}
+
+/// Compacts now and then, never beyond what the watches have seen; how often that was acknowledged.
+pub async fn compact(shared: std::sync::Arc<Shared>, endpoints: Vec<String>) -> Result<usize> {
+    let mut done = 0;
+    for endpoint in endpoints.iter().cycle() {
+        sleep(Duration::from_secs(2)).await;
+        if Instant::now() >= shared.until {
+            break;
+        }
+        let seen = shared.watched.iter().map(|upto| upto.load(Ordering::Relaxed)).min();
+        let revision = seen.unwrap_or(0) - 20;
+        if revision <= shared.compacting.load(Ordering::Relaxed).max(shared.first) {
+            continue;
+        }
+        shared.compacting.store(revision, Ordering::Relaxed);
+        let options = ConnectOptions::new().with_connect_timeout(Duration::from_secs(1));
+        let mut client = Client::connect([endpoint], Some(options)).await?;
+        if let Ok(Ok(_)) = timeout(ANSWER_MAX, client.compact(revision, None)).await {
+            shared.compacted.store(revision, Ordering::Relaxed);
+            done += 1;
+        }
+    }
+    Ok(done)
 }

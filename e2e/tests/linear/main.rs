@@ -1,5 +1,5 @@
 //! One store, whatever happens: histories of clients of two proxies over real etcds, while proxies, shards, meta and the shard
-//! manager are killed and frozen and ranges move, are linearizable; watches see every write once and in order.
+//! manager are killed and frozen, ranges move and history is compacted, are linearizable; watches see every write once and in order.
 //!
 //! `LIN_SECONDS` is how long the clients work (25 unless told, in rounds), `LIN_SEED` repeats the choices of a run, not the
 //! moments at which they meet the processes.
@@ -13,7 +13,10 @@ mod watching;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::AtomicI64},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -70,14 +73,20 @@ async fn run_round(cluster: &mut Cluster, random: &mut StdRng, round: u64, lengt
         until: begun + length,
         newest: AtomicI64::new(before),
         first: before,
+        watched: [AtomicI64::new(before), AtomicI64::new(before)],
+        compacting: AtomicI64::new(0),
+        compacted: AtomicI64::new(0),
     });
     let (last, told) = watch::channel(None);
     let watches: Vec<_> = endpoints
         .iter()
-        .map(|endpoint| {
-            tokio::spawn(watching::watch(Arc::clone(&shared), endpoint.clone(), before + 1, told.clone()))
+        .enumerate()
+        .map(|(slot, endpoint)| {
+            let shared = Arc::clone(&shared);
+            tokio::spawn(watching::watch(shared, endpoint.clone(), before + 1, told.clone(), Some(slot)))
         })
         .collect();
+    let compactor = tokio::spawn(clients::compact(Arc::clone(&shared), endpoints.clone()));
     // Three clients of each proxy, and two that use both.
     let uses = [vec![&endpoints[..1]; 3], vec![&endpoints[1..]; 3], vec![&endpoints[..]; 2]].concat();
     let mut workers = Vec::new();
@@ -91,23 +100,39 @@ async fn run_round(cluster: &mut Cluster, random: &mut StdRng, round: u64, lengt
         diaries.push(worker.await??);
     }
 
+    let compactions = compactor.await??;
+
     // In peace: what is there, and what was, through each proxy; and watches that begin late.
     let end = write(&endpoints[1], "/last").await?;
     last.send_replace(Some(end));
+    let (compacting, compacted) = (shared.compacting.load(Relaxed), shared.compacted.load(Relaxed));
+    let kept = compacting.max(before);
     let late = endpoints.iter().map(|endpoint| {
-        tokio::spawn(watching::watch(Arc::clone(&shared), endpoint.clone(), before + 1, told.clone()))
+        let shared = Arc::clone(&shared);
+        tokio::spawn(watching::watch(shared, endpoint.clone(), kept + 1, told.clone(), None))
     });
     let all: Vec<_> = watches.into_iter().chain(late).collect();
     let seen = timeout(CATCH_UP_MAX, try_join_all(all)).await.context("a watch does not catch up")??;
-    let seen = seen.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut seen = seen.into_iter().collect::<Result<Vec<_>>>()?;
+    println!("{compactions} compactions, up to {compacted}, of {before} to {end}");
+    if compacted > before + 1 {
+        for endpoint in &endpoints {
+            watching::is_refused_from(endpoint, before + 1, compacted).await?;
+        }
+    }
     for (endpoint, number) in endpoints.iter().zip(90..) {
         let one = std::slice::from_ref(endpoint);
         let worker = Worker::new(Arc::clone(&shared), one, random.random(), round * 100 + number);
-        let past: Vec<i64> = (0..10).map(|_| random.random_range(before..=end)).collect();
+        let past: Vec<i64> = (0..10).map(|_| random.random_range(kept..=end)).collect();
         diaries.push(worker.await?.look_back(&past).await?);
     }
 
     report(&diaries, &seen, &toll)?;
+    // What was compacted before a late watch began, it cannot have seen.
+    let early: Vec<_> = seen[0].events.iter().filter(|event| event.revision <= kept).cloned().collect();
+    for late in &mut seen[2..] {
+        late.events.splice(0..0, early.iter().cloned());
+    }
     let watches = seen.into_iter().map(|seen| seen.events).collect();
     Record::new(shared.keys.clone(), before, diaries, watches).judge()
 }
@@ -122,10 +147,11 @@ fn report(diaries: &[Diary], seen: &[watching::Seen], toll: &faults::Toll) -> Re
     let (answered, unknown): (Vec<_>, Vec<_>) = calls.partition(|(_, call)| call.end.is_some());
     let snapshots: usize = diaries.iter().map(|diary| diary.snapshots.len()).sum();
     println!(
-        "{toll:?}; {} answers, {} unknown outcomes, {snapshots} reads of several keys, {} refused unsent; watches: {:?}",
+        "{toll:?}; {} answers, {} unknown outcomes, {snapshots} reads of several keys, {} refused unsent, {} of a compacted revision; watches: {:?}",
         answered.len(),
         unknown.len(),
         diaries.iter().map(|diary| diary.never.len()).sum::<usize>(),
+        diaries.iter().map(|diary| diary.compacted).sum::<usize>(),
         seen.iter().map(|seen| (seen.events.len(), seen.starts, seen.notified)).collect::<Vec<_>>(),
     );
     for (text, count) in &errors {

@@ -1,6 +1,9 @@
 //! Watches over all keys, which go on where they were when a connection or a proxy is lost.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use etcd_client::{Client, ConnectOptions, EventType, WatchOptions, WatchStream};
@@ -37,12 +40,14 @@ pub struct Seen {
     pub notified: usize,
 }
 
-/// Watches from a revision on until everything up to `last` has been seen; `last` may be told later.
+/// Watches from a revision on until everything up to `last` has been seen; `last` may be told later. What it has seen may be
+/// compacted, if it tells so in a slot of [`Shared::watched`].
 pub async fn watch(
     shared: Arc<Shared>,
     endpoint: String,
     from: i64,
     last: tokio::sync::watch::Receiver<Option<i64>>,
+    slot: Option<usize>,
 ) -> Result<Seen> {
     let mut seen = Seen { upto: from - 1, ..Seen::default() };
     let done = |seen: &Seen| last.borrow().is_some_and(|last| seen.upto >= last);
@@ -50,7 +55,11 @@ pub async fn watch(
         match start(&endpoint, seen.upto + 1).await {
             Ok(mut stream) => {
                 seen.starts += 1;
-                while !done(&seen) && take(&mut stream, &shared, &mut seen).await? {}
+                while !done(&seen) && take(&mut stream, &shared, &mut seen).await? {
+                    if let Some(slot) = slot {
+                        shared.watched[slot].store(seen.upto, Ordering::Relaxed);
+                    }
+                }
             }
             // A proxy that is away.
             Err(_) => sleep(Duration::from_millis(50)).await,
@@ -85,7 +94,11 @@ async fn take(stream: &mut WatchStream, shared: &Shared, seen: &mut Seen) -> Res
     };
     if response.canceled() {
         let reason = response.cancel_reason();
-        ensure!(response.compact_revision() == 0, "the watch is behind a compaction that nobody asked for");
+        ensure!(
+            response.compact_revision() == 0,
+            "a watch from {} on is refused: {response:?}",
+            seen.upto + 1
+        );
         // A proxy that shuts down or cannot serve it now.
         println!("a watch was cancelled: {reason}");
         return Ok(false);
@@ -122,4 +135,21 @@ async fn take(stream: &mut WatchStream, shared: &Shared, seen: &mut Seen) -> Res
         seen.events.push(Event { revision, key, kv, previous });
     }
     Ok(true)
+}
+
+/// A watch from before a compaction is refused, and told where it can start.
+pub async fn is_refused_from(endpoint: &str, from: i64, compacted: i64) -> Result<()> {
+    let mut stream = start(endpoint, from).await?;
+    loop {
+        let response = timeout(SILENCE_MAX, stream.message()).await??.context("a watch ended")?;
+        if response.canceled() {
+            let told = response.compact_revision();
+            ensure!(told >= compacted, "a watch from {from} on is told of {told}, not {compacted}");
+            return Ok(());
+        }
+        ensure!(
+            response.created() && response.events().is_empty(),
+            "a watch from {from} on gets {response:?}"
+        );
+    }
 }
