@@ -2,10 +2,13 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use sharded_etcd_crd::units::TimeSpan;
 
-use crate::order::{AbortArgs, ApproveArgs, BoundaryArgs, MoveArgs};
+use crate::{
+    etcd_flags,
+    order::{AbortArgs, ApproveArgs, BoundaryArgs, MoveArgs},
+};
 
 /// Where a topology of this machine is served, and where `status`, `plan` and the orders by hand look for it.
 pub const DEFAULT_ENDPOINT: &str = "127.0.0.1:2379";
@@ -167,24 +170,31 @@ pub struct EngineArgs {
     /// Folder that holds all data [default: NAME.etcd].
     #[arg(long, value_name = "DIR", env = "SHARDED_ETCD_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Address to serve clients on; port 0 picks a free one.
+    /// Address to serve clients on, may be repeated; port 0 picks a free one.
     #[arg(
         long,
         alias = "listen-client-urls",
         value_name = "ADDR",
         env = "SHARDED_ETCD_LISTEN",
-        default_value = DEFAULT_ENDPOINT
+        default_value = DEFAULT_ENDPOINT,
+        value_delimiter = ','
     )]
-    pub listen: String,
+    pub listen: Vec<String>,
     /// URL that clients are told to dial, may be repeated [default: the address listened on].
     #[arg(long, value_name = "URL", env = "SHARDED_ETCD_ADVERTISE_CLIENT_URLS", value_delimiter = ',')]
     pub advertise_client_urls: Vec<String>,
     /// Name of the member.
     #[arg(long, env = "SHARDED_ETCD_NAME", default_value = "default")]
     pub name: String,
-    /// Size of the data at which puts are refused; 0 for etcd's default, 2 GiB.
-    #[arg(long, value_name = "BYTES", env = "SHARDED_ETCD_QUOTA_BACKEND_BYTES", default_value_t = 0)]
-    pub quota_backend_bytes: u64,
+    /// Size of the data at which puts are refused; 0 for etcd's default, 2 GiB; negative for none.
+    #[arg(
+        long,
+        value_name = "BYTES",
+        env = "SHARDED_ETCD_QUOTA_BACKEND_BYTES",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    pub quota_backend_bytes: i64,
     /// What the retention of the history means.
     #[arg(long, value_enum, env = "SHARDED_ETCD_AUTO_COMPACTION_MODE", default_value = "periodic")]
     pub auto_compaction_mode: CompactionMode,
@@ -202,6 +212,36 @@ pub struct EngineArgs {
     /// Size of a request at most.
     #[arg(long, value_name = "BYTES", env = "SHARDED_ETCD_MAX_REQUEST_BYTES", default_value_t = 3 * 512 * 1024)]
     pub max_request_bytes: usize,
+    /// Streams on one connection at most [default: no limit].
+    #[arg(long, value_name = "N", env = "SHARDED_ETCD_MAX_CONCURRENT_STREAMS")]
+    pub max_concurrent_streams: Option<u32>,
+    /// How often watchers that asked for it are told their progress while nothing happens.
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "SHARDED_ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL",
+        default_value = "10m",
+        value_parser = positive_duration
+    )]
+    pub watch_progress_notify_interval: Duration,
+    /// How long a connection may be silent before it is asked whether anybody is there.
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "SHARDED_ETCD_GRPC_KEEPALIVE_INTERVAL",
+        default_value = "30s",
+        value_parser = positive_duration
+    )]
+    pub grpc_keepalive_interval: Duration,
+    /// How long the answer to that may take before the connection is closed.
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "SHARDED_ETCD_GRPC_KEEPALIVE_TIMEOUT",
+        default_value = "20s",
+        value_parser = positive_duration
+    )]
+    pub grpc_keepalive_timeout: Duration,
 }
 
 /// What else there is to do with the engine's data.
@@ -212,6 +252,31 @@ pub enum EngineCommand {
         /// The folder.
         dir: PathBuf,
     },
+    /// Makes a data folder from a snapshot, one of an engine or of an etcd.
+    Restore(RestoreArgs),
+}
+
+/// Arguments of `engine restore`, with the names of `etcdutl snapshot restore`.
+#[derive(Debug, Clone, Args)]
+pub struct RestoreArgs {
+    /// What `etcdctl snapshot save` wrote.
+    pub snapshot: PathBuf,
+    /// Folder to make; refused if there is anything in it [default: NAME.etcd].
+    #[arg(long, value_name = "DIR", env = "SHARDED_ETCD_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Name of the member.
+    #[arg(long, env = "SHARDED_ETCD_NAME", default_value = "default")]
+    pub name: String,
+    /// Take a file without a checksum: a copy of `member/snap/db` of an etcd that does not run.
+    #[arg(long)]
+    pub skip_hash_check: bool,
+    /// Go on so many revisions behind the newest one, so that clients never see a revision twice; needs
+    /// --mark-compacted.
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "mark_compacted")]
+    pub bump_revision: u64,
+    /// Say that the revisions skipped are compacted; needs --bump-revision.
+    #[arg(long, requires = "bump_revision")]
+    pub mark_compacted: bool,
 }
 
 /// What the retention of the history means.
@@ -229,6 +294,9 @@ pub enum CompactionMode {
 /// If the command line or a variable is wrong, or help was asked for.
 pub fn parse() -> Result<Cli, clap::Error> {
     let is_set = |name: &str| std::env::var_os(name).is_some();
+    if let Some(refusal) = etcd_flags::refusal(std::env::args_os(), is_set) {
+        return Err(Cli::command().error(ErrorKind::UnknownArgument, refusal));
+    }
     let command = Cli::command().mut_subcommand("engine", |engine| with_etcd_variables(engine, is_set));
     Cli::from_arg_matches(&command.try_get_matches()?)
 }
@@ -353,6 +421,14 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A time on the command line that is not zero.
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    match TimeSpan(text.to_owned()).duration()? {
+        Duration::ZERO => Err("write a time above zero".to_owned()),
+        time => Ok(time),
+    }
+}
+
 /// Why an address cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
@@ -382,12 +458,13 @@ pub fn host_port(text: &str) -> Result<&str, AddressError> {
     Ok(rest)
 }
 
-/// The URLs that clients are told: those given, or the address listened on. A bound-to-everything address is no place
+/// The URLs that clients are told: those given, or the addresses listened on. A bound-to-everything address is no place
 /// to dial; clients of this machine are told its loopback address then.
-pub fn client_urls(given: &[String], bound: SocketAddr) -> Vec<String> {
-    if !given.is_empty() {
-        return given.to_vec();
-    }
+pub fn client_urls(given: &[String], bound: &[SocketAddr]) -> Vec<String> {
+    if given.is_empty() { bound.iter().map(|bound| reachable(*bound)).collect() } else { given.to_vec() }
+}
+
+fn reachable(bound: SocketAddr) -> String {
     let mut reachable = bound;
     if bound.ip().is_unspecified() {
         let loopback: std::net::IpAddr = if bound.is_ipv4() {
@@ -397,7 +474,7 @@ pub fn client_urls(given: &[String], bound: SocketAddr) -> Vec<String> {
         };
         reachable.set_ip(loopback);
     }
-    vec![format!("http://{reachable}")]
+    format!("http://{reachable}")
 }
 
 #[cfg(test)]
@@ -429,10 +506,16 @@ mod tests {
 
     #[test]
     fn the_engine_takes_etcds_flags_and_variables() {
-        let cli =
-            Cli::try_parse_from(["sharded-etcd", "engine", "--listen-client-urls", "http://127.0.0.1:1"]);
+        let cli = Cli::try_parse_from([
+            "sharded-etcd",
+            "engine",
+            "--listen-client-urls",
+            "http://127.0.0.1:1,http://127.0.0.2:1",
+            "--quota-backend-bytes=-1",
+        ]);
         let Command::Engine(args) = cli.unwrap().command else { panic!("another command") };
-        assert_eq!(args.listen, "http://127.0.0.1:1");
+        assert_eq!(args.listen, ["http://127.0.0.1:1", "http://127.0.0.2:1"]);
+        assert_eq!(args.quota_backend_bytes, -1);
         let variable = |set: &'static [&'static str], id: &str| {
             let command = Cli::command();
             let engine = command.find_subcommand("engine").unwrap().clone();
@@ -447,6 +530,18 @@ mod tests {
         );
         assert_eq!(variable(&["ETCD_DATA_DIR"], "data_dir"), "ETCD_DATA_DIR");
         assert_eq!(variable(&[], "name"), "SHARDED_ETCD_NAME");
+    }
+
+    #[test]
+    fn revisions_are_bumped_and_compacted_together_or_not_at_all() {
+        let restore = |more: &[&str]| {
+            Cli::try_parse_from([&["sharded-etcd", "engine", "restore", "x"], more].concat()).map(drop)
+        };
+        restore(&[]).unwrap();
+        restore(&["--bump-revision", "5", "--mark-compacted", "--data-dir", "d"]).unwrap();
+        for alone in [&["--bump-revision", "5"][..], &["--mark-compacted"]] {
+            assert_eq!(restore(alone).unwrap_err().kind(), ErrorKind::MissingRequiredArgument, "{alone:?}");
+        }
     }
 
     #[test]
@@ -473,11 +568,11 @@ mod tests {
 
     #[test]
     fn clients_are_told_something_they_can_dial() {
-        let bound = |text: &str| client_urls(&[], text.parse().unwrap());
+        let bound = |text: &str| client_urls(&[], &[text.parse().unwrap()]);
         assert_eq!(bound("10.0.0.1:5"), ["http://10.0.0.1:5"]);
         assert_eq!(bound("0.0.0.0:5"), ["http://127.0.0.1:5"]);
         assert_eq!(bound("[::]:5"), ["http://[::1]:5"]);
         let given = ["http://db.example:2379".to_owned()];
-        assert_eq!(client_urls(&given, "0.0.0.0:5".parse().unwrap()), given);
+        assert_eq!(client_urls(&given, &["0.0.0.0:5".parse().unwrap()]), given);
     }
 }

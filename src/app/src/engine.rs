@@ -1,42 +1,36 @@
 //! `engine`: the embedded engine alone in a process of its own, and a check of its files.
 //!
-//! Besides gRPC the port serves `/health`, `/livez`, `/readyz` and `/version`, as etcd's does.
+//! Besides gRPC the port serves `/health`, `/livez`, `/readyz`, `/version` and `/metrics`, as etcd's does.
 
-use std::{collections::VecDeque, fmt::Write as _, io::Write, path::Path, sync::Arc, time::Duration};
+use std::{fmt::Write as _, io::Write, num::NonZero, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header},
+    http::{StatusCode, Uri, header},
     response::{IntoResponse, Response},
     routing::get,
 };
-use sharded_etcd_crd::units::TimeSpan;
-use sharded_etcd_engine::{Engine, EngineConfig, serve};
+use sharded_etcd_engine::{
+    Engine, EngineConfig, serve,
+    snapshot::{self, RestoreOptions},
+};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Shard;
-use tokio::time::MissedTickBehavior;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{service::Routes, transport::Server};
 
 use crate::{
-    cli::{CompactionMode, EngineArgs, client_urls},
+    auto_compaction::{Retention, Schedule},
+    cli::{EngineArgs, RestoreArgs, client_urls},
     listen::listen,
     signals,
 };
 
 /// How long requests under way may take once the process is told to stop.
 const STOP_MAX: Duration = Duration::from_secs(3);
-/// A retention of hours is acted on that often, as in etcd.
-const COMPACT_INTERVAL_MAX: Duration = Duration::from_secs(3600);
-/// A retention of revisions is acted on that often, as in etcd.
-const COMPACT_REVISIONS_INTERVAL: Duration = Duration::from_secs(300);
-/// In one interval the revision is looked at this often, as in etcd.
-const SAMPLES: u32 = 10;
 
 /// Serves until it is told to stop.
 ///
@@ -45,12 +39,18 @@ const SAMPLES: u32 = 10;
 pub async fn run(args: EngineArgs) -> Result<()> {
     let shutdown = signals::shutdown()?;
     let retention = Retention::of(args.auto_compaction_mode, &args.auto_compaction_retention)?;
-    let listener = listen(&args.listen).await?;
-    let bound = listener.local_addr().context("the client port has no address")?;
-    let urls = client_urls(&args.advertise_client_urls, bound);
+    let (mut listeners, mut bound) = (Vec::new(), Vec::new());
+    for address in &args.listen {
+        let listener = listen(address).await?;
+        bound.push(listener.local_addr().context("the client port has no address")?);
+        listeners.push(listener);
+    }
+    let urls = client_urls(&args.advertise_client_urls, &bound);
     let dir = args.data_dir.unwrap_or_else(|| format!("{}.etcd", args.name).into());
     let mut config = EngineConfig::new(dir, args.name);
-    config.quota_bytes = args.quota_backend_bytes;
+    // Negative: as large as it likes.
+    config.quota_bytes = u64::try_from(args.quota_backend_bytes).unwrap_or(u64::MAX);
+    config.progress_interval = args.watch_progress_notify_interval;
     config.max_txn_ops = args.max_txn_ops;
     config.max_request_bytes = args.max_request_bytes;
     let engine = Engine::open(config).await?;
@@ -61,17 +61,17 @@ pub async fn run(args: EngineArgs) -> Result<()> {
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/version", get(version))
+        .route("/metrics", get(metrics))
         .with_state(Arc::clone(&engine));
     let grpc = serve::routes(Arc::clone(&engine), urls.clone(), shutdown.clone());
     let router = grpc.prepare().into_axum_router().merge(http);
-    let serving = Server::builder()
+    let server = Server::builder()
         .accept_http1(true)
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .add_routes(Routes::from(router))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            shutdown.clone().cancelled_owned(),
-        );
+        .max_concurrent_streams(args.max_concurrent_streams)
+        .http2_keepalive_interval(Some(args.grpc_keepalive_interval))
+        .http2_keepalive_timeout(Some(args.grpc_keepalive_timeout));
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let serving = serve::serve_on_threads(listeners, server, Routes::from(router), threads, shutdown.clone());
     let _ = writeln!(std::io::stdout().lock(), "sharded-etcd engine serves at {}", urls.join(" "));
     let served = tokio::select! {
         served = serving => served.context("the client port failed"),
@@ -89,24 +89,39 @@ async fn stopped_for(shutdown: CancellationToken, time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-/// What the engine says is wrong with it.
-async fn trouble(engine: &Engine) -> Option<String> {
-    match engine.status().await {
-        Ok(status) => status.errors.into_iter().next(),
-        Err(error) => Some(error.to_string()),
-    }
+async fn metrics(State(engine): State<Arc<Engine>>) -> Response {
+    let form = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, form)], engine.metrics()).into_response()
 }
 
-async fn health(State(engine): State<Arc<Engine>>) -> Response {
-    let (code, body) = match trouble(&engine).await {
+/// What is wrong with the engine: an alarm that is not `excluded`, or that it cannot write.
+async fn trouble(engine: &Engine, excluded: &[&str]) -> Option<String> {
+    let (alarms, status) = match (engine.alarm(pb::AlarmRequest::default()).await, engine.status().await) {
+        (Ok(alarms), Ok(status)) => (alarms.alarms, status),
+        (Err(error), _) | (_, Err(error)) => return Some(error.to_string()),
+    };
+    let names = alarms
+        .iter()
+        .map(|alarm| pb::AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |kind| kind.as_str_name()));
+    let alarm = names.filter(|name| !excluded.contains(name)).map(|name| format!("ALARM {name}")).next();
+    // What is not an alarm comes behind them.
+    alarm.or_else(|| status.errors.into_iter().nth(alarms.len()))
+}
+
+/// As etcd's: `?exclude=NOSPACE` leaves an alarm out.
+async fn health(State(engine): State<Arc<Engine>>, uri: Uri) -> Response {
+    let parameters = uri.query().unwrap_or_default().split('&');
+    let excluded: Vec<&str> = parameters.filter_map(|parameter| parameter.strip_prefix("exclude=")).collect();
+    let (code, body) = match trouble(&engine, &excluded).await {
         None => (StatusCode::OK, serde_json::json!({"health": "true", "reason": ""})),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, serde_json::json!({"health": "false", "reason": why})),
     };
     (code, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
+/// A full store is ready, as in etcd: it serves reads, and deletes make room.
 async fn readyz(State(engine): State<Arc<Engine>>) -> Response {
-    match trouble(&engine).await {
+    match trouble(&engine, &["NOSPACE"]).await {
         None => "ok\n".into_response(),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
     }
@@ -118,72 +133,48 @@ async fn version() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
-/// How much history is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Retention {
-    Time(Duration),
-    Revisions(i64),
-}
-
-impl Retention {
-    /// None keeps all of it.
-    fn of(mode: CompactionMode, text: &str) -> Result<Option<Self>> {
-        let number = text.parse::<i64>().ok();
-        Ok(match (mode, number) {
-            (_, Some(0)) => None,
-            (CompactionMode::Revision, Some(revisions)) if revisions > 0 => Some(Self::Revisions(revisions)),
-            (CompactionMode::Revision, _) => {
-                bail!("--auto-compaction-retention {text:?} is no number of revisions")
-            }
-            (CompactionMode::Periodic, Some(hours)) => {
-                let hours = u64::try_from(hours).ok().and_then(|hours| hours.checked_mul(3600));
-                let seconds = hours.context("--auto-compaction-retention is no number of hours")?;
-                Some(Self::Time(Duration::from_secs(seconds)))
-            }
-            (CompactionMode::Periodic, None) => {
-                let time = TimeSpan(text.to_owned()).duration().map_err(anyhow::Error::msg);
-                Some(Self::Time(time.context("--auto-compaction-retention")?))
-            }
-        })
-    }
-}
-
 /// Compacts again and again.
 async fn compact(engine: Arc<Engine>, retention: Retention) {
-    let (interval, kept) = match retention {
-        Retention::Time(time) => {
-            let interval = time.min(COMPACT_INTERVAL_MAX) / SAMPLES;
-            (interval, (time.as_secs_f64() / interval.as_secs_f64()).ceil() as usize)
-        }
-        Retention::Revisions(_) => (COMPACT_REVISIONS_INTERVAL, 0),
-    };
-    let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(1)));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut samples = VecDeque::new();
-    let mut compacted = 0;
+    let mut schedule = Schedule::new(retention);
+    let started = Instant::now();
     loop {
-        ticks.tick().await;
-        let newest = engine.snapshot().revision();
-        let target = match retention {
-            Retention::Revisions(revisions) => newest - revisions,
-            Retention::Time(_) => {
-                samples.push_back(newest);
-                if samples.len() <= kept {
-                    continue;
-                }
-                samples.pop_front().unwrap_or_default()
-            }
-        };
-        if target <= compacted.max(1) {
-            continue;
-        }
-        match engine.compact(pb::CompactionRequest { revision: target, physical: false }).await {
-            Ok(_) => compacted = target,
+        schedule.sample(engine.snapshot().revision());
+        tokio::time::sleep(schedule.interval()).await;
+        let Some(revision) = schedule.due(started.elapsed(), engine.snapshot().revision()) else { continue };
+        match engine.compact(pb::CompactionRequest { revision, physical: false }).await {
+            Ok(_) => tracing::info!(revision, "compacted"),
             // Somebody else was faster.
-            Err(error) if error.is_compacted() => compacted = target,
-            Err(error) => tracing::warn!(%error, revision = target, "compaction failed; it is tried again"),
+            Err(error) if error.is_compacted() => {}
+            Err(error) => {
+                tracing::warn!(%error, revision, "compaction failed; it is tried again");
+                continue;
+            }
         }
+        schedule.compacted(started.elapsed(), revision);
     }
+}
+
+/// Makes a data folder from a snapshot and says what is in it.
+///
+/// # Errors
+/// If the snapshot cannot be used, or there is something in the folder.
+pub fn restore(args: RestoreArgs) -> Result<String> {
+    let data_dir = args.data_dir.unwrap_or_else(|| format!("{}.etcd", args.name).into());
+    let options = RestoreOptions {
+        data_dir,
+        name: args.name,
+        skip_hash_check: args.skip_hash_check,
+        bump_revision: args.bump_revision,
+    };
+    let restored = snapshot::restore(&args.snapshot, &options)?;
+    Ok(format!(
+        "{} is restored\nrevision    {}\ncompacted   {}\nkeys        {}\nleases      {}",
+        options.data_dir.display(),
+        restored.revision,
+        restored.compact_revision.max(0),
+        restored.keys,
+        restored.leases,
+    ))
 }
 
 /// Verifies a data folder and says what is in it.
@@ -220,21 +211,29 @@ pub fn check(dir: &Path) -> Result<String> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn retentions() {
-        let of = |mode, text| Retention::of(mode, text).unwrap();
-        assert_eq!(of(CompactionMode::Periodic, "0"), None);
-        assert_eq!(of(CompactionMode::Periodic, "2"), Some(Retention::Time(Duration::from_secs(7200))));
-        assert_eq!(of(CompactionMode::Periodic, "30m"), Some(Retention::Time(Duration::from_secs(1800))));
-        assert_eq!(of(CompactionMode::Revision, "1000"), Some(Retention::Revisions(1000)));
-        for (mode, text) in [
-            (CompactionMode::Revision, "30m"),
-            (CompactionMode::Revision, "-1"),
-            (CompactionMode::Periodic, "-1"),
-            (CompactionMode::Periodic, "soon"),
-        ] {
-            assert!(Retention::of(mode, text).is_err(), "{text}");
-        }
+    #[tokio::test]
+    async fn a_full_engine_is_not_healthy_and_ready_and_a_corrupt_one_neither() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(EngineConfig::new(dir.path(), "health")).await.unwrap();
+        let codes = async |query: &str| {
+            let uri = Uri::try_from(format!("/health{query}")).unwrap();
+            let health = health(State(Arc::clone(&engine)), uri).await.status().as_u16();
+            (health, readyz(State(Arc::clone(&engine))).await.status().as_u16())
+        };
+        let alarm = async |action: i32, alarm: pb::AlarmType| {
+            let request = pb::AlarmRequest { action, member_id: 0, alarm: alarm.into() };
+            engine.alarm(request).await.unwrap();
+        };
+        assert_eq!(codes("").await, (200, 200));
+        alarm(1, pb::AlarmType::Nospace).await;
+        assert_eq!(codes("").await, (503, 200));
+        assert_eq!(codes("?serializable=true&exclude=NOSPACE").await, (200, 200));
+        assert_eq!(trouble(&engine, &[]).await.as_deref(), Some("ALARM NOSPACE"));
+        alarm(1, pb::AlarmType::Corrupt).await;
+        assert_eq!(codes("?exclude=NOSPACE").await, (503, 503));
+        alarm(2, pb::AlarmType::Corrupt).await;
+        alarm(2, pb::AlarmType::Nospace).await;
+        assert_eq!(codes("").await, (200, 200));
     }
 
     #[tokio::test]

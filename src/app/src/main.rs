@@ -1,8 +1,10 @@
 //! `sharded-etcd`: one etcd endpoint over several etcds.
 
 mod admin;
+mod auto_compaction;
 mod cli;
 mod engine;
+mod etcd_flags;
 mod files;
 mod front;
 mod host;
@@ -75,6 +77,9 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Engine(EngineArgs { command: Some(EngineCommand::Check { dir }), .. }) => {
             print(format_args!("{}", engine::check(&dir)?))
+        }
+        Command::Engine(EngineArgs { command: Some(EngineCommand::Restore(args)), .. }) => {
+            print(format_args!("{}", engine::restore(args)?))
         }
         command => {
             let runtime = tokio::runtime::Builder::new_multi_thread()

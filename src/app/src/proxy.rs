@@ -39,7 +39,7 @@ pub async fn run(args: ProxyArgs) -> Result<()> {
     };
     let listener = listen(&args.listen.listen).await?;
     let bound = listener.local_addr().context("the client port has no address")?;
-    let urls = client_urls(&args.listen.advertise_client_urls, bound);
+    let urls = client_urls(&args.listen.advertise_client_urls, &[bound]);
     let shards = Shards::new(Arc::clone(&line), directory);
     let sizes = Sizes::new(Arc::clone(&line), Arc::clone(&shards));
     let admin = admin::routes(&line, &shards, &sizes, urls.first().cloned());

@@ -94,7 +94,7 @@ pub async fn run(args: UpArgs) -> Result<()> {
     check_version(&backend, &desired, &source)?;
     let listener = listen(&args.listen.listen).await?;
     let bound = listener.local_addr().context("the client port has no address")?;
-    let urls = client_urls(&args.listen.advertise_client_urls, bound);
+    let urls = client_urls(&args.listen.advertise_client_urls, &[bound]);
 
     let state = state.unwrap_or_else(|| new_state(backend.kind(), &desired));
     let engines = Engines::new(backend, state.uid.clone());

@@ -11,6 +11,7 @@ mod bad_starts;
 mod by_hand;
 mod clients;
 mod cluster;
+mod engine;
 mod harness;
 mod rebalance;
 mod two_proxies;
