@@ -73,6 +73,8 @@ pub struct Diary {
     pub snapshots: Vec<Snapshot>,
     /// Values whose writes were refused before anything was sent.
     pub never: Vec<u64>,
+    /// Values that were put in one transaction: both are there at one revision, or neither ever is.
+    pub pairs: Vec<[u64; 2]>,
     /// How many reads were of a revision that was compacted.
     pub compacted: usize,
     /// How often which error came.
@@ -128,6 +130,8 @@ impl Worker {
                     self.list(revision).await?
                 }
                 13..18 => self.read_several().await?,
+                18..21 => self.sweep().await?,
+                21..28 => self.put_two().await?,
                 _ => self.one_key().await?,
             };
             // Who is refused does not come back at once.
@@ -153,34 +157,13 @@ impl Worker {
         let begin = self.shared.now();
         let answer = timeout(ANSWER_MAX, ask(&mut self.client, &name, input, with_previous)).await;
         let end = self.shared.now();
-        let output = match answer.unwrap_or_else(|_| Ok(Err(Trouble::Unknown("no answer".to_owned()))))? {
-            Ok(output) => output,
-            Err(trouble) => {
-                let unknown = matches!(trouble, Trouble::Unknown(_));
-                self.count(trouble);
-                if let Input::Write { change, .. } = input {
-                    if unknown {
-                        let op = Op { input, output: None };
-                        self.diary.calls.push((key, Call { begin, end: None, op }));
-                    } else if let Change::Put(value) = change {
-                        self.diary.never.push(value);
-                    }
-                }
-                self.known.remove(&key);
-                return Ok(false);
+        match answer.unwrap_or_else(|_| Ok(Err(Trouble::Unknown("no answer".to_owned()))))? {
+            Ok(output) => {
+                self.answered(key, begin, end, input, output);
+                Ok(true)
             }
-        };
-        self.shared.newest.fetch_max(output.revision(), Ordering::Relaxed);
-        match output {
-            Output::Read { kv, .. } => {
-                self.known.insert(key, kv);
-            }
-            Output::Wrote { .. } => {
-                self.known.remove(&key);
-            }
+            Err(trouble) => Ok(self.lost(begin, trouble, &[(key, input)])),
         }
-        self.diary.calls.push((key, Call { begin, end: Some(end), op: Op { input, output: Some(output) } }));
-        Ok(true)
     }
 
     fn some_input(&mut self, key: usize) -> Input {
@@ -226,6 +209,102 @@ impl Worker {
         let covered: Vec<usize> = (0..self.shared.keys.len()).collect();
         self.snapshot(begin, end, asked, response.header(), response.kvs(), &covered)?;
         Ok(true)
+    }
+
+    /// Deletes all keys of a folder, which are on one shard, in one revision.
+    async fn sweep(&mut self) -> Result<bool> {
+        let folder = FOLDERS[self.random.random_range(0..FOLDERS.len())];
+        let all = 0..self.shared.keys.len();
+        let keys: Vec<usize> = all.filter(|&key| self.shared.keys[key].starts_with(folder)).collect();
+        // Keys of the round differ in their last letter only.
+        let first = &self.shared.keys[keys[0]];
+        let prefix = first[..first.len() - 1].to_owned();
+        let input = Input::Write { guard: None, change: Change::Delete };
+        let options = DeleteOptions::new().with_prefix().with_prev_key();
+        let begin = self.shared.now();
+        let answer = timeout(ANSWER_MAX, self.client.delete(prefix, Some(options))).await;
+        let end = self.shared.now();
+        let response = match answer.map_err(|_| Trouble::Unknown("no answer".to_owned())).and_then(told) {
+            Ok(response) => response,
+            Err(trouble) => {
+                let writes: Vec<_> = keys.into_iter().map(|key| (key, input)).collect();
+                return Ok(self.lost(begin, trouble, &writes));
+            }
+        };
+        let revision = response.header().context("an answer has no header")?.revision();
+        let deleted = usize::try_from(response.deleted())?;
+        ensure!(deleted == response.prev_kvs().len(), "{deleted} deleted: {response:?}");
+        let mut was: BTreeMap<usize, Kv> = BTreeMap::new();
+        for kv in response.prev_kvs() {
+            let key = self.shared.keys.iter().position(|name| name.as_bytes() == kv.key());
+            was.insert(key.context("a key was deleted that nobody asked for")?, kv_of(kv)?);
+        }
+        for key in keys {
+            let output = match was.get(&key) {
+                Some(kv) => Output::Wrote { revision, previous: Some(Some(*kv)) },
+                None => Output::Read { kv: None, revision },
+            };
+            self.answered(key, begin, end, input, output);
+        }
+        Ok(true)
+    }
+
+    /// Puts two keys of a folder in one transaction.
+    async fn put_two(&mut self) -> Result<bool> {
+        let key = self.random.random_range(0..self.shared.keys.len() - 1);
+        let keys = [key, key + 1];
+        if self.shared.keys[key][..3] != self.shared.keys[key + 1][..3] {
+            return Ok(true);
+        }
+        self.value += 2;
+        let values = [self.value - 1, self.value];
+        let writes =
+            [0, 1].map(|at| (keys[at], Input::Write { guard: None, change: Change::Put(values[at]) }));
+        let puts =
+            [0, 1].map(|at| TxnOp::put(self.shared.keys[keys[at]].as_str(), values[at].to_string(), None));
+        self.diary.pairs.push(values);
+        let begin = self.shared.now();
+        let answer = timeout(ANSWER_MAX, self.client.txn(Txn::new().and_then(puts))).await;
+        let end = self.shared.now();
+        let response = match answer.map_err(|_| Trouble::Unknown("no answer".to_owned())).and_then(told) {
+            Ok(response) => response,
+            Err(trouble) => return Ok(self.lost(begin, trouble, &writes)),
+        };
+        let revision = response.header().context("an answer has no header")?.revision();
+        for (key, input) in writes {
+            self.answered(key, begin, end, input, Output::Wrote { revision, previous: None });
+        }
+        Ok(true)
+    }
+
+    /// Notes an answer.
+    fn answered(&mut self, key: usize, begin: u64, end: u64, input: Input, output: Output) {
+        self.shared.newest.fetch_max(output.revision(), Ordering::Relaxed);
+        match output {
+            Output::Read { kv, .. } => {
+                self.known.insert(key, kv);
+            }
+            Output::Wrote { .. } => {
+                self.known.remove(&key);
+            }
+        }
+        self.diary.calls.push((key, Call { begin, end: Some(end), op: Op { input, output: Some(output) } }));
+    }
+
+    /// Notes that there was none. Always false: nothing was done.
+    fn lost(&mut self, begin: u64, trouble: Trouble, asked: &[(usize, Input)]) -> bool {
+        let unknown = matches!(trouble, Trouble::Unknown(_));
+        self.count(trouble);
+        for &(key, input) in asked {
+            self.known.remove(&key);
+            let Input::Write { change, .. } = input else { continue };
+            if unknown {
+                self.diary.calls.push((key, Call { begin, end: None, op: Op { input, output: None } }));
+            } else if let Change::Put(value) = change {
+                self.diary.never.push(value);
+            }
+        }
+        false
     }
 
     /// Three keys in one transaction that only reads.

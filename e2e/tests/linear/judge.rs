@@ -28,18 +28,20 @@ pub struct Record {
     pub calls: Vec<(usize, Call<Op>)>,
     pub snapshots: Vec<Snapshot>,
     pub never: BTreeSet<u64>,
+    pub pairs: Vec<[u64; 2]>,
     /// What each watch has seen.
     pub watches: Vec<Vec<Event>>,
 }
 
 impl Record {
     pub fn new(keys: Vec<String>, before: i64, diaries: Vec<Diary>, watches: Vec<Vec<Event>>) -> Self {
-        let mut this =
-            Self { keys, before, calls: vec![], snapshots: vec![], never: BTreeSet::new(), watches };
+        let (calls, snapshots, never, pairs) = (Vec::new(), Vec::new(), BTreeSet::new(), Vec::new());
+        let mut this = Self { keys, before, calls, snapshots, never, pairs, watches };
         for diary in diaries {
             this.calls.extend(diary.calls);
             this.snapshots.extend(diary.snapshots);
             this.never.extend(diary.never);
+            this.pairs.extend(diary.pairs);
         }
         this
     }
@@ -66,7 +68,11 @@ impl Record {
             let stamp = Stamp { begin: read.begin, end: read.end, revision: read.revision, wrote: false };
             (stamp, format!("{read:?}"))
         });
-        let (stamps, words): (Vec<_>, Vec<_>) = answered.chain(read).unzip();
+        // One operation on several keys is one answer.
+        let mut all: Vec<(Stamp, String)> = answered.chain(read).collect();
+        all.sort_by_key(|(stamp, _)| (stamp.begin, stamp.end, stamp.revision, stamp.wrote));
+        all.dedup_by_key(|(stamp, _)| *stamp);
+        let (stamps, words): (Vec<_>, Vec<_>) = all.into_iter().unzip();
         match contradiction(&stamps) {
             None => Ok(()),
             Some(found) => {
@@ -103,7 +109,7 @@ impl Record {
     /// Each event is the write of somebody, and each acknowledged write is an event, with the revision that was told.
     fn events_are_what_was_written(&self, events: &[Event]) -> Result<()> {
         let mut puts = BTreeMap::new();
-        let mut deletes = BTreeMap::new();
+        let mut deletes = BTreeSet::new();
         let mut unknown_deletes = vec![0_usize; self.keys.len()];
         for (key, call) in &self.calls {
             match (call.op.input, call.op.output) {
@@ -112,7 +118,7 @@ impl Record {
                     puts.insert(value, (*key, output.as_ref().map(Output::revision)));
                 }
                 (Input::Write { change: Change::Delete, .. }, Some(output)) => {
-                    deletes.insert(output.revision(), *key);
+                    deletes.insert((output.revision(), *key));
                 }
                 (Input::Write { change: Change::Delete, .. }, None) => unknown_deletes[*key] += 1,
             }
@@ -127,18 +133,22 @@ impl Record {
                     let right = key == event.key && told.is_none_or(|told| told == event.revision);
                     ensure!(right, "{event:?} was told to be at {told:?}, of key {key}");
                 }
-                None => match deletes.remove(&event.revision) {
-                    Some(key) => ensure!(key == event.key, "{event:?} was told to be of key {key}"),
-                    None => {
-                        let left = &mut unknown_deletes[event.key];
-                        *left = left.checked_sub(1).with_context(|| format!("nobody did {event:?}"))?;
-                    }
-                },
+                None if deletes.remove(&(event.revision, event.key)) => {}
+                None => {
+                    let left = &mut unknown_deletes[event.key];
+                    *left = left.checked_sub(1).with_context(|| format!("nobody did {event:?}"))?;
+                }
             }
         }
         let lost = puts.iter().find(|(_, (_, told))| told.is_some());
         ensure!(lost.is_none(), "an acknowledged put never came by watch: {lost:?}");
         ensure!(deletes.is_empty(), "acknowledged deletes never came by watch: {deletes:?}");
+        let put_at: BTreeMap<u64, i64> =
+            events.iter().filter_map(|event| Some((event.kv?.value, event.revision))).collect();
+        for [one, other] in &self.pairs {
+            let (one, other) = (put_at.get(one), put_at.get(other));
+            ensure!(one == other, "one transaction put at {one:?} and at {other:?}");
+        }
         Ok(())
     }
 
@@ -207,7 +217,9 @@ fn replay(keys: usize, events: &[Event]) -> Result<Vec<States>> {
     let mut states: Vec<States> = vec![Vec::new(); keys];
     let mut newest = 0;
     for event in events {
-        ensure!(event.revision > newest, "{event:?} comes after an event at {newest}");
+        // A transaction writes several keys in one revision, each once.
+        let again = states[event.key].last().is_some_and(|(since, _)| *since == event.revision);
+        ensure!(event.revision >= newest && !again, "{event:?} comes after an event at {newest}");
         newest = event.revision;
         let was = states[event.key].last().and_then(|(_, kv)| *kv);
         ensure!(event.previous == was, "{event:?} comes where the key is {was:?}");
@@ -268,6 +280,7 @@ mod tests {
             ],
             snapshots: vec![Snapshot { begin: 10, end: 15, revision: 12, asked: 0, seen }],
             never: BTreeSet::from([77]),
+            pairs: vec![[100, 101]],
             watches: vec![events.clone(), events],
         }
     }
@@ -297,6 +310,7 @@ mod tests {
         finds("comes where the key is", |record| both(record, |events| events[2].previous = None));
         finds("comes after", |record| both(record, |events| events.push(events[3].clone())));
         finds("refused before", |record| record.never.extend([9]));
+        finds("one transaction put", |record| record.pairs.push([1, 2]));
         finds("nobody put", |record| record.calls.retain(|(key, _)| *key != 1));
         finds("was told to be at", |record| record.calls[0].1 = put(0, 1, Some(9)));
         finds("nobody did", |record| record.calls.truncate(3));
