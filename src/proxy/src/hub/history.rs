@@ -140,7 +140,7 @@ impl Source {
         let message = tokio::time::timeout(SILENCE_MAX, self.events.next()).await.map_err(silent)?;
         let mut revisions = match message.unwrap_or_else(|| Err(ended())).and_then(read)? {
             Read::Revisions(revisions) => revisions,
-            Read::Compacted => {
+            Read::Compacted(_) => {
                 return Err(ShardError::refused(Code::OutOfRange, sharded_etcd_shard::ERR_COMPACTED));
             }
         };

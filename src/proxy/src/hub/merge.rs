@@ -306,7 +306,7 @@ impl Merge {
         }
         // What is no longer mapped is compacted on the line too.
         let first = fold.global(shard, lane.window.ready + 1).unwrap_or(fold.compacted);
-        let last = fold.global(shard, upto).unwrap_or(fold.revision);
+        let last = fold.global(shard, upto).unwrap_or(fold.compacted - 1);
         lane.window = Window::starting_behind(upto);
         lane.late = false;
         let parked = std::mem::take(&mut lane.parked);

@@ -70,8 +70,8 @@ async fn open_above(shard: &dyn Shard, key: &'static [u8], from: i64) -> Result<
 pub(crate) enum Read {
     /// Whole revisions, ascending; none at all in the first message.
     Revisions(Vec<RawRevision>),
-    /// The start is compacted.
-    Compacted,
+    /// The start is compacted; what there is begins at this local revision.
+    Compacted(i64),
 }
 
 /// Takes a message apart.
@@ -79,7 +79,7 @@ pub(crate) enum Read {
 /// etcd never parts a revision over messages unless it is asked to, so what is behind the last one is complete.
 pub(crate) fn read(response: pb::WatchResponse) -> Result<Read> {
     if response.compact_revision > 0 {
-        return Ok(Read::Compacted);
+        return Ok(Read::Compacted(response.compact_revision));
     }
     if response.canceled {
         let reason = format!("the shard cancelled the watch over it: {}", response.cancel_reason);
@@ -115,15 +115,15 @@ pub(crate) struct BaseStream {
 /// Why reading stopped.
 enum Broken {
     Shard(ShardError),
-    /// What comes next is compacted.
-    Compacted,
+    /// What comes next is compacted, up to before this local revision if that is known.
+    Compacted(Option<i64>),
     /// The hub is gone.
     Closed,
 }
 
 impl From<ShardError> for Broken {
     fn from(error: ShardError) -> Self {
-        if error.is_compacted() { Self::Compacted } else { Self::Shard(error) }
+        if error.is_compacted() { Self::Compacted(None) } else { Self::Shard(error) }
     }
 }
 
@@ -153,10 +153,10 @@ impl BaseStream {
                 broken = self.follow() => broken,
             };
             let broken = match broken {
-                Broken::Compacted => tokio::select! {
+                Broken::Compacted(left) => tokio::select! {
                     biased;
                     () = stop.cancelled() => return,
-                    broken = self.skip_what_is_compacted() => broken,
+                    broken = self.skip_what_is_compacted(left) => broken,
                 },
                 broken => Some(broken),
             };
@@ -168,7 +168,7 @@ impl BaseStream {
                         tracing::warn!(shard = self.shard.0, next = self.next, %error, "following the shard again");
                     }
                 }
-                Some(Broken::Compacted) | None => {}
+                Some(Broken::Compacted(_)) | None => {}
             }
             tokio::select! {
                 biased;
@@ -197,7 +197,7 @@ impl BaseStream {
                     let ended = || ShardError::ambiguous(Code::Unavailable, "the watch over the shard ended");
                     match message.unwrap_or_else(|| Err(ended())).and_then(read) {
                         Ok(Read::Revisions(revisions)) => self.take(revisions),
-                        Ok(Read::Compacted) => return Broken::Compacted,
+                        Ok(Read::Compacted(left)) => return Broken::Compacted(Some(left)),
                         Err(error) => return error.into(),
                     }
                 }
@@ -262,7 +262,7 @@ impl BaseStream {
             let revisions = loop {
                 match self.translator.resolve(connection, &drafts, false).await {
                     Ok(revisions) => break revisions,
-                    Err(error) if error.is_compacted() => return Err(Broken::Compacted),
+                    Err(error) if error.is_compacted() => return Err(Broken::Compacted(None)),
                     Err(error) => {
                         // The events are here already: the stream need not break for it.
                         tracing::warn!(shard = self.shard.0, %error, "reading overrides again");
@@ -288,14 +288,18 @@ impl BaseStream {
         batch
     }
 
-    /// History that this process has not read is gone: goes on from where the line is now, and tells the merge.
-    async fn skip_what_is_compacted(&mut self) -> Option<Broken> {
+    /// History that this process has not read is gone: goes on from what is left, or from where the line is now if that is
+    /// not known, and tells the merge.
+    async fn skip_what_is_compacted(&mut self, left: Option<i64>) -> Option<Broken> {
         // The newest cut: a compaction never reaches beyond the line.
         if let Err(error) = self.reading.ctx.line.refresh().await {
             tracing::warn!(%error, "the line's end is not known");
             return None;
         }
-        let upto = self.reading.ctx.line.cut().v(self.shard);
+        let v = self.reading.ctx.line.cut().v(self.shard);
+        // Watchers that need nothing of what is gone must not be told that it is: it is above the line's compaction that
+        // they are served.
+        let upto = left.map_or(v, |left| (left - 1).min(v));
         if self.asleep {
             // Fences that were written there are read by whoever waits for one.
             self.next = upto + 1;

@@ -536,6 +536,22 @@ fn a_gap_ends_those_that_need_it_and_nobody_else() {
 }
 
 #[test]
+fn a_gap_of_what_is_compacted_and_condensed_ends_nobody_above_it() {
+    let mut b = Bench::new();
+    b.adv(&[(A, 4)]); // 2, 3
+    b.adv(&[(B, 3)]); // 4
+    b.adv(&[(A, 6)]); // 5, 6
+    b.log(&Entry::Compact(6));
+    b.fold.condense(&[vec![], vec![]]);
+    assert_eq!(b.fold.global(A, 4), None);
+    let id = b.watch("a", 6);
+    b.merge.gap(&b.fold, A, 4);
+    b.ready(B, &[(3, &[])]);
+    b.ready(A, &[(5, &["a"]), (6, &["a"])]);
+    assert_eq!(b.said(), [format!("{id}: a@6 <=6")]);
+}
+
+#[test]
 fn shards_that_join_are_read_from_their_join() {
     let mut b = Bench::new();
     b.watch("", 0);
