@@ -10,5 +10,6 @@ pub mod moves;
 pub mod orders;
 pub mod placement;
 pub mod records;
+pub mod sabotage;
 pub mod topology;
 pub mod translate;

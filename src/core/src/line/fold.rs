@@ -8,6 +8,7 @@ use super::{Entry, Flip, Join, Segment, Segments};
 use crate::{
     keyspace::{MapError, RangeMap, ShardIx},
     records::Record,
+    sabotage::Sabotage,
 };
 
 /// Why an entry cannot be folded. The log is damaged, or written by a program that does not keep the protocol: nothing
@@ -277,6 +278,7 @@ impl Fold {
         let compacted = self.compacted;
         for (i, s) in self.shards.iter_mut().enumerate() {
             let floor = s.segments.local_at_most(compacted - 1).unwrap_or(s.l0);
+            let needed = if Sabotage::CondenseTooMuch.is_on() { &[] } else { needed };
             s.segments.condense(floor, needed.get(i).map_or(&[], Vec::as_slice));
         }
     }

@@ -14,6 +14,7 @@ use crate::{
     keyspace::{KeyRange, RangeMap, Rid, ShardIx},
     line::Fold,
     records::{fence_key, lease_live, lease_marker_key, override_key, override_range},
+    sabotage::Sabotage,
 };
 
 /// A lease id that no client can have: a put with it fails in etcd exactly if its branch runs.
@@ -208,6 +209,9 @@ impl TxnBuilder<'_> {
     pub fn build(&self, txn: pb::TxnRequest) -> Built {
         let mut guards = Vec::new();
         for rid in self.rids {
+            if Sabotage::DropFence.is_on() {
+                continue;
+            }
             guards.push(value_is(fence_key(rid), Bytes::from_static(crate::records::FENCE_OPEN)));
         }
         for lease in self.leases {

@@ -47,7 +47,7 @@ impl HubEvent {
     /// The message to send.
     pub(crate) fn message(&self, with_prev: bool) -> pb::Event {
         let mut event = self.event.clone();
-        if with_prev {
+        if with_prev && !sharded_etcd_core::sabotage::Sabotage::ForgetPrev.is_on() {
             event.prev_kv = self.prev.get().cloned().flatten();
         }
         event

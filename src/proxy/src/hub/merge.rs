@@ -34,6 +34,7 @@ use std::{
 use sharded_etcd_core::{
     keyspace::{KeyRange, ShardIx},
     line::{Fold, Piece},
+    sabotage::Sabotage,
 };
 
 use super::{
@@ -470,7 +471,9 @@ impl Merge {
                 continue;
             }
             // As etcd: nothing before the start that a watcher asked for, and nothing without watchers.
-            let answer = !stream.watchers.is_empty() && stream.starts.iter().all(|&start| start <= at);
+            let answer = !Sabotage::LoseProgress.is_on()
+                && !stream.watchers.is_empty()
+                && stream.starts.iter().all(|&start| start <= at);
             let youngest = stream.youngest;
             if answer && !self.send(id, Delivery::ProgressOfAll { youngest, revision: at }, 0) {
                 continue;
@@ -541,8 +544,11 @@ impl Merge {
         stream: StreamId,
         watcher: WatcherId,
         revision: i64,
-        events: Vec<Arc<HubEvent>>,
+        mut events: Vec<Arc<HubEvent>>,
     ) -> bool {
+        if Sabotage::ReorderMerge.is_on() {
+            events.reverse();
+        }
         let bytes = events.iter().map(|e| e.bytes()).sum();
         let count = events.len() as u64;
         let sent = self.send(stream, Delivery::Events { watcher, revision, events, bytes }, bytes);

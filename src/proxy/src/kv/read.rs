@@ -7,6 +7,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use sharded_etcd_core::{
     keyspace::{KeyRange, RangeMap, ShardIx, successor},
     records,
+    sabotage::Sabotage,
     translate::{StoredOverride, client_kv, finish_range, keys_needed, overrides_of},
 };
 use sharded_etcd_etcd_api::messages as pb;
@@ -196,7 +197,8 @@ impl Kv {
 
     async fn fetch(&self, view: &View, run: Run, what: What) -> Result<Fetched, ReadError> {
         let shard = self.ctx.shards.get(run.shard).await.map_err(|e| needed_for(e, &run.range))?;
-        let local = view.local(run.shard);
+        let newest = Sabotage::ReadLater.is_on() && run.shard == ShardIx(0);
+        let local = if newest { 0 } else { view.local(run.shard) };
         let (limit, keys_only, count_only) = match what {
             What::Count => (0, false, true),
             What::Keys { limit, keys_only } => (limit, keys_only, false),

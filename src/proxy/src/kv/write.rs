@@ -6,6 +6,7 @@ use bytes::Bytes;
 use sharded_etcd_core::{
     keyspace::{KeyRange, Printable, RangeMap, Rid, ShardIx},
     records::FENCE_OPEN,
+    sabotage::Sabotage,
     translate::{
         Built, Decided, LeaseGuard, TxnBuilder, WriteAnswer, client_kv, evaluate, explicit_ranges, leases,
         overrides_of, read_answer, touched,
@@ -252,6 +253,10 @@ impl Kv {
             line_status(error)
         };
         if answer.wrote {
+            if Sabotage::SkipCutWait.is_on() {
+                line.observe(shard, answer.local);
+                return Ok(line.cut().revision);
+            }
             line.cover(shard, answer.local).await.map_err(unknown)?;
             self.ctx.metrics.cut_wait_seconds.observe(started.elapsed().as_secs_f64());
             return line.with_fold(|fold| fold.global(shard, answer.local)).ok_or_else(|| {

@@ -6,6 +6,7 @@ use rand::Rng;
 use sharded_etcd_core::{
     lease::{NEVER_GRANTED, TTL_SECONDS_MAX, grant_txn},
     records::{LeaseRecord, LeaseState},
+    sabotage::Sabotage,
 };
 use sharded_etcd_etcd_api::messages as pb;
 use tokio::time::Instant;
@@ -97,6 +98,7 @@ impl Leases {
             None => self.read(id).await?.record.map(|record| record.state),
         };
         let ttl = match state {
+            Some(LeaseState::Live) if Sabotage::EarlyExpiry.is_on() => 1,
             // What the view does not know yet, meta does: the real lease goes before a revoke is answered.
             Some(LeaseState::Live) => self.meta().lease_keep_alive(id).await.map_err(meta_status)?.ttl,
             _ => 0,
