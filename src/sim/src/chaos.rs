@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{net::Weather, process::Process, story::Story, trace, world::World};
+use crate::{managing::Managing, net::Weather, process::Process, story::Story, trace, world::World};
 
 /// Lets things go wrong until it is dropped.
 pub async fn run(world: Arc<World>, story: Story) {
@@ -22,11 +22,15 @@ pub async fn run(world: Arc<World>, story: Story) {
         let most = Duration::from_millis(rng.between(10, 1500));
         match rng.below(10) {
             0..3 => {
-                let name = format!("proxy-{place}");
+                let name = if story.managers > 0 && rng.chance(30) {
+                    format!("manager-{}", rng.below(story.managers as u64))
+                } else {
+                    format!("proxy-{place}")
+                };
                 trace!(world, "chaos parts {name} from {} for {most:?}", etcd.name);
                 let world = Arc::clone(&world);
+                world.net.part(&name, &etcd.name, true);
                 tokio::spawn(async move {
-                    world.net.part(&name, &etcd.name, true);
                     tokio::time::sleep(most).await;
                     world.net.part(&name, &etcd.name, false);
                 });
@@ -45,8 +49,8 @@ pub async fn run(world: Arc<World>, story: Story) {
             }
             6 | 7 => {
                 trace!(world, "chaos stops {} for {most:?}", etcd.name);
+                etcd.pause(true);
                 tokio::spawn(async move {
-                    etcd.pause(true);
                     tokio::time::sleep(most).await;
                     etcd.pause(false);
                 });
@@ -54,6 +58,19 @@ pub async fn run(world: Arc<World>, story: Story) {
             8 => {
                 trace!(world, "chaos restarts {}", etcd.name);
                 etcd.restart();
+            }
+            _ if story.managers > 0 => {
+                let place = rng.below(story.managers as u64) as usize;
+                let managing = world.managers.lock()[place].take();
+                if let Some(managing) = managing {
+                    trace!(world, "chaos kills manager-{place}");
+                    managing.kill();
+                    let world = Arc::clone(&world);
+                    tokio::spawn(async move {
+                        tokio::time::sleep(most / 4).await;
+                        Managing::start(&world, place).await;
+                    });
+                }
             }
             _ => {}
         }

@@ -11,10 +11,11 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use sharded_etcd_core::translate::finish_range;
 use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_line::latest;
 use sharded_etcd_shard::{
     ERR_COMPACTED, ERR_FUTURE_REV, ERR_LEASE_EXIST, ERR_LEASE_NOT_FOUND, Result, ShardError,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 use tonic::Code;
 
 use crate::state::{Keys, holds, in_range};
@@ -32,11 +33,11 @@ pub struct Etcd {
     pub cluster_id: u64,
     state: Mutex<State>,
     /// Raised with each change, for watchers.
-    changed: watch::Sender<u64>,
+    changed: latest::Sender<u64>,
     /// Stopped by SIGSTOP: answers nothing, and its clock does nothing.
-    paused: watch::Sender<bool>,
+    paused: latest::Sender<bool>,
     /// Raised by a restart: connections end.
-    restarts: watch::Sender<u64>,
+    restarts: latest::Sender<u64>,
 }
 
 struct State {
@@ -73,9 +74,9 @@ impl Etcd {
             name: name.to_owned(),
             cluster_id,
             state: Mutex::new(state),
-            changed: watch::Sender::new(0),
-            paused: watch::Sender::new(false),
-            restarts: watch::Sender::new(0),
+            changed: latest::Sender::new(0),
+            paused: latest::Sender::new(false),
+            restarts: latest::Sender::new(0),
         })
     }
 
@@ -99,7 +100,7 @@ impl Etcd {
 
     /// Stops or continues it, as SIGSTOP and SIGCONT do.
     pub fn pause(&self, paused: bool) {
-        self.paused.send_replace(paused);
+        self.paused.send_modify(|now| *now = paused);
     }
 
     /// Until it is not paused.
@@ -118,7 +119,7 @@ impl Etcd {
     }
 
     /// Counts restarts.
-    pub fn restarts(&self) -> watch::Receiver<u64> {
+    pub fn restarts(&self) -> latest::Receiver<u64> {
         self.restarts.subscribe()
     }
 
@@ -300,7 +301,7 @@ pub struct Watcher {
     etcd: Arc<Etcd>,
     request: pb::WatchCreateRequest,
     next: i64,
-    changed: watch::Receiver<u64>,
+    changed: latest::Receiver<u64>,
     created: Option<i64>,
 }
 
@@ -313,7 +314,7 @@ impl Watcher {
             return pb::WatchResponse { header, watch_id, created: true, ..Default::default() };
         }
         loop {
-            self.changed.borrow_and_update();
+            drop(self.changed.borrow_and_update());
             if let Some(answer) = self.step() {
                 return answer;
             }

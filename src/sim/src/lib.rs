@@ -9,6 +9,7 @@
 //! - [`net`]: the connections of processes to etcds, as [`Shard`](sharded_etcd_shard::Shard)s.
 //! - [`process`]: real proxies, which can be killed. [`chaos`] does that, parts the network, stops and restarts etcds.
 //! - [`actors`]: clients. What they ask and are told goes to [`check`].
+//! - [`managing`]: real shard managers, and moves, splits and merges for them.
 //! - [`truth`]: the line as it follows from the log in meta and the shards' histories, by code of its own; it is brought up
 //!   to date, and checked, with each entry of the log.
 //! - [`story`]: what a seed makes of all that.
@@ -31,6 +32,7 @@ pub mod actors;
 pub mod chaos;
 pub mod check;
 pub mod etcd;
+pub mod managing;
 pub mod net;
 pub mod process;
 pub mod rng;
@@ -39,6 +41,8 @@ pub mod story;
 pub mod trace;
 pub mod truth;
 pub mod world;
+
+use std::{cell::RefCell, sync::Once};
 
 use tokio::runtime::Runtime;
 
@@ -60,14 +64,40 @@ pub struct Told {
     pub failure: Option<(String, Vec<String>)>,
 }
 
+thread_local! {
+    /// The first panic of a task, which the runtime would pass over.
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+static HOOK: Once = Once::new();
+
+fn note_panics() {
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            PANIC.with_borrow_mut(|first| {
+                first.get_or_insert_with(|| panic.to_string());
+            });
+            before(panic);
+        }));
+    });
+    PANIC.take();
+}
+
 /// Runs a seed on a runtime with one thread and a clock that stands still.
 pub fn run(runtime: Runtime, seed: u64, print: bool) -> Told {
+    run_with(runtime, &Story::of(&rng::Rng::new(seed ^ 0x5707)), seed, print)
+}
+
+/// Runs a seed with a story of one's own.
+pub fn run_with(runtime: Runtime, story: &Story, seed: u64, print: bool) -> Told {
     sharded_etcd_line::random::seed_this_thread(Some(seed));
-    let story = Story::of(&rng::Rng::new(seed ^ 0x5707));
+    note_panics();
     let told = runtime.block_on(async {
-        let world = World::new(seed, story.shards, story.proxies, print);
-        let result = story::tell(&world, &story).await;
+        let world = World::new(seed, story.shards, (story.proxies, story.managers), print);
+        let result = story::tell(&world, story).await;
         let (hash, lines) = world.trace.digest();
+        let result = result.and_then(|()| PANIC.take().map_or(Ok(()), Err));
         let failure = result.err().map(|why| (why, world.trace.last()));
         Told { hash, lines, checks: world.history.checks(), story: story.clone(), failure }
     });

@@ -12,8 +12,9 @@ use std::{
 use futures::{FutureExt, StreamExt, future::BoxFuture};
 use parking_lot::Mutex;
 use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_line::latest;
 use sharded_etcd_shard::{Result, Shard, ShardError, WatchStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
@@ -52,7 +53,7 @@ pub struct Net {
     weather: Mutex<Weather>,
     /// (process, etcd) that cannot talk.
     cut: Mutex<BTreeSet<(String, String)>>,
-    changed: watch::Sender<u64>,
+    changed: latest::Sender<u64>,
     /// Calls so far, by name; for reports.
     pub calls: Mutex<BTreeMap<&'static str, u64>>,
 }
@@ -64,7 +65,7 @@ impl Net {
             rng,
             weather: Mutex::new(Weather::CALM),
             cut: Mutex::default(),
-            changed: watch::Sender::new(0),
+            changed: latest::Sender::new(0),
             calls: Mutex::default(),
         }
     }
@@ -110,7 +111,7 @@ pub struct Link {
     process: Arc<str>,
     etcd: Arc<Etcd>,
     /// The process was killed: it hears nothing any more, and what it says now is never sent.
-    dead: watch::Receiver<bool>,
+    dead: latest::Receiver<bool>,
 }
 
 /// What becomes of one call.
@@ -127,7 +128,7 @@ impl Link {
         world: &Arc<World>,
         process: &str,
         etcd: &Arc<Etcd>,
-        dead: watch::Receiver<bool>,
+        dead: latest::Receiver<bool>,
     ) -> Arc<Self> {
         Arc::new(Self { world: Arc::clone(world), process: process.into(), etcd: Arc::clone(etcd), dead })
     }
@@ -210,7 +211,6 @@ impl Link {
         let mut dead = self.dead.clone();
         let mut watcher = etcd.watch(request);
         let mut restarts = etcd.restarts();
-        restarts.mark_unchanged();
         let mut changed = world.net.changed.subscribe();
         tokio::spawn(async move {
             let broken = |why| Err(ShardError::ambiguous(Code::Unavailable, why));
@@ -276,8 +276,6 @@ impl Shard for Link {
     calls! {
         put(request: pb::PutRequest) -> pb::PutResponse = |etcd: &Etcd, request| etcd.put(request);
         txn(request: pb::TxnRequest) -> pb::TxnResponse = |etcd: &Etcd, request| etcd.txn(&request);
-        compact(request: pb::CompactionRequest) -> pb::CompactionResponse =
-            |etcd: &Etcd, request: pb::CompactionRequest| etcd.compact(request.revision);
         lease_grant(request: pb::LeaseGrantRequest) -> pb::LeaseGrantResponse =
             |etcd: &Etcd, request| etcd.lease_grant(&request);
         lease_revoke(request: pb::LeaseRevokeRequest) -> pb::LeaseRevokeResponse =
@@ -288,6 +286,15 @@ impl Shard for Link {
             |etcd: &Etcd, request| Ok(etcd.lease_time_to_live(&request));
         alarm(request: pb::AlarmRequest) -> pb::AlarmResponse =
             |etcd: &Etcd, _: pb::AlarmRequest| Ok(pb::AlarmResponse { header: etcd.status().header, ..Default::default() });
+    }
+
+    fn compact(&self, request: pb::CompactionRequest) -> BoxFuture<'_, Result<pb::CompactionResponse>> {
+        let world = Arc::clone(&self.world);
+        self.call("compact", move |etcd| {
+            trace!(world, "compacting {} to {} of {}", etcd.name, request.revision, etcd.revision());
+            etcd.compact(request.revision)
+        })
+        .boxed()
     }
 
     fn lease_leases(&self) -> BoxFuture<'_, Result<pb::LeaseLeasesResponse>> {

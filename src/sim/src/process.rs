@@ -3,10 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use sharded_etcd_etcd_api::etcdserverpb::{watch_client::WatchClient, watch_server::WatchServer};
-use sharded_etcd_line::{Line, LineOptions, Shards};
+use sharded_etcd_line::{Line, LineOptions, Shards, latest};
 use sharded_etcd_proxy::{Drain, Proxy, ProxyOptions, context::Limits, services::watch::WatchService};
 use sharded_etcd_shard::{Shard, ShardDirectory};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{net::Link, trace, world::World};
@@ -22,16 +21,21 @@ pub struct Parts {
     pub shards: Arc<Shards>,
 }
 
+/// The fold is condensed as often as can be.
+fn options() -> LineOptions {
+    LineOptions { segments_max: 2, condense_interval: Duration::from_millis(250), ..LineOptions::default() }
+}
+
 impl Parts {
     /// Connects a process; tries until it works or the process is dead.
-    pub async fn connect(world: &Arc<World>, name: &str, dead: &watch::Receiver<bool>) -> Option<Self> {
+    pub async fn connect(world: &Arc<World>, name: &str, dead: &latest::Receiver<bool>) -> Option<Self> {
         let link = |etcd| Link::new(world, name, etcd, dead.clone()) as Arc<dyn Shard>;
         let directory = ShardDirectory::new();
         for etcd in &world.shards {
             directory.insert(etcd.name.clone(), link(etcd));
         }
         while !*dead.borrow() {
-            match Line::start(link(&world.meta), LineOptions::default()).await {
+            match Line::start(link(&world.meta), options()).await {
                 Ok(line) => {
                     let shards = Shards::new(Arc::clone(&line), directory);
                     return Some(Self { line, shards });
@@ -54,7 +58,7 @@ pub struct Process {
     pub line: Arc<Line>,
     /// Cancelled when it is killed.
     pub killed: CancellationToken,
-    dead: watch::Sender<bool>,
+    dead: latest::Sender<bool>,
 }
 
 impl Process {
@@ -69,7 +73,8 @@ impl Process {
 
     async fn begin(world: &Arc<World>, place: usize) {
         let name = format!("proxy-{place}");
-        let (dead, is_dead) = watch::channel(false);
+        let dead = latest::Sender::new(false);
+        let is_dead = dead.subscribe();
         let Some(Parts { line, shards }) = Parts::connect(world, &name, &is_dead).await else { return };
         let options = ProxyOptions {
             line: Arc::clone(&line),
@@ -95,7 +100,7 @@ impl Process {
 
     /// Kills it: nothing of it is sent or heard any more.
     pub fn kill(&self) {
-        self.dead.send_replace(true);
+        self.dead.send_modify(|dead| *dead = true);
         self.killed.cancel();
         self.proxy.context().shutdown.cancel();
         let line = Arc::clone(&self.line);

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     actors::{Client, Watcher},
     chaos,
+    managing::{self, Managing},
     process::Process,
     trace,
     world::World,
@@ -24,6 +25,10 @@ pub struct Story {
     pub shards: usize,
     /// Proxies.
     pub proxies: usize,
+    /// Shard managers.
+    pub managers: usize,
+    /// Moves, splits and merges.
+    pub orders: u64,
     /// Where ranges end.
     pub boundaries: Vec<&'static str>,
     /// Writers, readers, watchers, clients with leases.
@@ -46,8 +51,11 @@ impl Story {
             boundaries.push("/m/");
         }
         let leases = if rng.chance(35) { 1 } else { 0 };
+        let managers = if rng.chance(70) { rng.between(1, 2) as usize } else { 0 };
         Self {
             shards,
+            managers,
+            orders: if managers > 0 && shards > 1 { rng.below(8) } else { 0 },
             proxies: rng.between(1, 3) as usize,
             boundaries,
             clients: [rng.between(1, 3), rng.between(1, 2), rng.between(1, 2), leases],
@@ -81,6 +89,10 @@ async fn chapters(world: &Arc<World>, story: &Story) -> Result<(), String> {
         let world = Arc::clone(world);
         tokio::spawn(async move { Process::start(&world, place).await });
     }
+    for place in 0..story.managers {
+        let world = Arc::clone(world);
+        tokio::spawn(async move { Managing::start(&world, place).await });
+    }
     let stop = CancellationToken::new();
     let end = CancellationToken::new();
     let [writers, readers, watchers, leases] = story.clients;
@@ -97,6 +109,11 @@ async fn chapters(world: &Arc<World>, story: &Story) -> Result<(), String> {
     for n in 0..leases {
         busy.spawn(client("leaser", n).lease(2));
     }
+    if story.orders > 0 {
+        let each = 50 + story.chaos.as_millis() as u64 / story.orders;
+        let (world, rng) = (Arc::clone(world), world.rng.fork());
+        busy.spawn(managing::order(world, rng, stop.clone(), story.orders, each));
+    }
     if story.compacts {
         busy.spawn(client("compactor", 0).compact(story.calls / 3, pause * 3));
     }
@@ -106,15 +123,35 @@ async fn chapters(world: &Arc<World>, story: &Story) -> Result<(), String> {
     let chaos = tokio::time::timeout(story.chaos, chaos::run(Arc::clone(world), story.clone())).await;
     drop(chaos);
     heal(world).await;
+    // What was under way when things went wrong is over then.
+    let settled = Duration::from_secs(10);
+    let calm = Arc::clone(world);
+    tokio::spawn(async move {
+        tokio::time::sleep(settled).await;
+        calm.set_calm();
+    });
     let rested = tokio::time::timeout(REST_MAX, async {
         while busy.join_next().await.is_some() {}
         expired(world).await;
+        while !managing::are_over(world) && story.managers > 0 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
         end.cancel();
         while watching.join_next().await.is_some() {}
     });
     rested.await.map_err(|_| "things did not come to rest".to_owned())?;
     stop.cancel();
-    compare(world).await
+    compare(world).await?;
+    // Splits and merges may be left to be finished, too.
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match managing::require_clean(world) {
+            Err(why) if tries > 60 => return Err(why),
+            Err(_) if story.managers > 0 => tokio::time::sleep(Duration::from_millis(500)).await,
+            done => return done,
+        }
+    }
 }
 
 /// Everything runs again.
@@ -125,7 +162,14 @@ async fn heal(world: &Arc<World>) {
         etcd.pause(false);
     }
     let places = world.proxies.lock().len();
-    while world.running().len() < places {
+    let managers = world.managers.lock().len();
+    while world.running().len() < places || world.managers.lock().iter().flatten().count() < managers {
+        for place in 0..managers {
+            let gone = world.managers.lock()[place].is_none();
+            if gone {
+                Managing::start(world, place).await;
+            }
+        }
         for place in 0..places {
             let gone = world.proxies.lock()[place].is_none();
             if gone {

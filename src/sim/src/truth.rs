@@ -119,15 +119,15 @@ impl Truth {
             Entry::Leave(_) => {}
         }
         self.keys.set_revision(self.revision);
-        let vector = self.shards.iter().map(|s| s.v).collect();
+        let vector = self.vector();
         self.cuts.insert(position, (self.revision, self.compacted, vector));
         self.check_tiles()?;
         Ok(before + 1..=self.revision)
     }
 
-    /// Number of shards.
-    pub fn shard_count(&self) -> usize {
-        self.shards.len()
+    /// The local revisions that are part of the line.
+    pub fn vector(&self) -> Vec<i64> {
+        self.shards.iter().map(|s| s.v).collect()
     }
 
     /// The ranges, their ownerships and owners.

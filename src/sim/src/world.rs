@@ -1,18 +1,27 @@
 //! Everything that a run consists of.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use parking_lot::Mutex;
 use sharded_etcd_core::{
     keyspace::{KeyRange, RangeEntry, Rid, ShardIx},
     records::{CUT_LATEST, TopologyId},
 };
-use sharded_etcd_line::bootstrap::{NewShard, bootstrap};
-use tokio::sync::watch;
+use sharded_etcd_line::{
+    bootstrap::{NewShard, bootstrap},
+    latest,
+};
 
 use crate::{
     check::History,
     etcd::Etcd,
+    managing::Managers,
     net::{Link, Net},
     process::Process,
     rng::Rng,
@@ -39,15 +48,18 @@ pub struct World {
     pub history: History,
     /// The proxies; `None` while one is not running.
     pub proxies: Mutex<Vec<Option<Arc<Process>>>>,
-    /// The places where a proxy is being started.
+    /// The shard managers.
+    pub managers: Managers,
+    /// The places where something is being started; managers' come behind those of proxies.
     pub starting: Mutex<BTreeSet<usize>>,
+    calm: AtomicBool,
     meta_seen: Mutex<i64>,
-    failure: watch::Sender<Option<String>>,
+    failure: latest::Sender<Option<String>>,
 }
 
 impl World {
     /// Empty etcds and a calm network.
-    pub fn new(seed: u64, shards: usize, proxies: usize, print: bool) -> Arc<Self> {
+    pub fn new(seed: u64, shards: usize, (proxies, managers): (usize, usize), print: bool) -> Arc<Self> {
         let rng = Rng::new(seed);
         let shard = |i| Etcd::new(&format!("shard-{i}"), 100 + i as u64);
         Arc::new(Self {
@@ -59,9 +71,11 @@ impl World {
             truth: Mutex::default(),
             history: History::default(),
             proxies: Mutex::new(vec![None; proxies]),
+            managers: Mutex::new(vec![None; managers]),
             starting: Mutex::default(),
+            calm: AtomicBool::new(false),
             meta_seen: Mutex::new(1),
-            failure: watch::Sender::new(None),
+            failure: latest::Sender::new(None),
         })
     }
 
@@ -84,7 +98,8 @@ impl World {
                 imported_at: 0,
             })
             .collect();
-        let (_, alive) = watch::channel(false);
+        let living = latest::Sender::new(false);
+        let alive = living.subscribe();
         let meta = Link::new(self, "start", &self.meta, alive.clone());
         let links: Vec<_> = self.shards.iter().map(|e| Link::new(self, "start", e, alive.clone())).collect();
         let new: Vec<NewShard<'_>> = self
@@ -115,7 +130,7 @@ impl World {
             for kv in events.iter().filter_map(|e| e.kv.as_ref()).filter(|kv| kv.key.as_ref() == CUT_LATEST) {
                 let mut truth = self.truth.lock();
                 let checked = truth.take(revision, &kv.value, &self.shards).and_then(|new| {
-                    trace!(self, "line {new:?} compacted {}", truth.compacted);
+                    trace!(self, "line {new:?} compacted {} {:?}", truth.compacted, truth.vector());
                     new.into_iter().try_for_each(|r| self.history.happened(self, &truth, r))
                 });
                 drop(truth);
@@ -153,6 +168,16 @@ impl World {
     pub async fn until_failed(&self) {
         // The sender is here.
         let _ = self.failure.subscribe().wait_for(Option::is_some).await;
+    }
+
+    /// Nothing goes wrong from now on.
+    pub fn set_calm(&self) {
+        self.calm.store(true, Relaxed);
+    }
+
+    /// True if nothing goes wrong any more.
+    pub fn is_calm(&self) -> bool {
+        self.calm.load(Relaxed)
     }
 
     /// The running proxies.

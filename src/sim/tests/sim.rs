@@ -81,3 +81,20 @@ fn a_seed_repeats_itself() {
         assert!(first.lines > 10);
     }
 }
+
+/// Each way to break the protocol is noticed within so many seeds.
+#[cfg(debug_assertions)]
+#[test]
+fn sabotage_is_noticed() {
+    use sharded_etcd_core::sabotage::{Sabotage, set};
+    const SEEDS_MAX: u64 = 400;
+    for sabotage in Sabotage::ALL {
+        set(Some(sabotage));
+        let noticed = (0..SEEDS_MAX).find_map(|seed| Some((seed, told(seed, false).failure?.0)));
+        set(None);
+        let (seed, why) =
+            noticed.unwrap_or_else(|| panic!("{sabotage:?} is not noticed within {SEEDS_MAX} seeds"));
+        let why: String = why.chars().take(160).collect();
+        println!("{sabotage:?} is noticed at seed {seed}: {why}");
+    }
+}
