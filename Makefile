@@ -74,6 +74,10 @@ test-crash: ## of the tests, the long form of those that crash the engine: 100,0
 	ENGINE_KILL_ROUNDS=2000 $(CARGO) test --locked --release -p sharded-etcd-engine --test it -- kill --nocapture
 	ENGINE_KILL_ROUNDS=2000 $(CARGO) test --locked --release -p sharded-etcd-app --test engine_files -- kill --nocapture
 
+.PHONY: test-sim
+test-sim: ## of the tests, the long form of the simulation: a million seeds, optimised; hours. SIM_SEED=N shows one, SIM_FIRST, SIM_SEEDS choose
+	SIM_SEEDS=$${SIM_SEEDS:-1000000} $(CARGO) test --locked --release -p sharded-etcd-sim --test sim -- --nocapture $(if $(SIM_SEED),one_seed,many_seeds)
+
 .PHONY: e2e
 e2e: ## the tests on a whole Kubernetes cluster: that of KUBECONFIG, or one built for the run (needs root) and removed
 	@PROFILE=$(PROFILE) CARGO=$(CARGO) e2e/run.sh $(E2E)
