@@ -72,7 +72,9 @@ pub async fn run(cluster: &mut Cluster, random: &mut StdRng, until: Instant) -> 
             }
             hurt(cluster, victim, harm).await?;
         }
-        let down = Duration::from_millis(random.random_range(20..2500));
+        // Now and then long enough for sessions and leases to end, and for ranges to move away meanwhile.
+        let down = if random.random_bool(0.1) { 6_000..12_000 } else { 20..2_500 };
+        let down = Duration::from_millis(random.random_range(down));
         sleep_until((Instant::now() + down).min(until)).await;
         for (victim, harm) in harmed {
             heal(cluster, victim, harm)?;
