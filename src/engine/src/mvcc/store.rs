@@ -304,6 +304,9 @@ impl Store {
     /// Gives back what `changes` made superfluous: the versions before them and, for tombstones that are still the
     /// newest version of their key, the key's place in the index. Only for changes at or below the compaction.
     ///
+    /// A tombstone of the compaction's own revision stays until the next one, as in etcd: a watch from there sees it,
+    /// also after a restart.
+    ///
     /// Returns the cut-off chains; dropping them may take long.
     pub fn collect(&mut self, changes: &Changes) -> Vec<Arc<Version>> {
         let mut garbage = Vec::new();
@@ -317,6 +320,7 @@ impl Store {
                 garbage.push(older);
             }
             if !version.is_live()
+                && version.mod_revision < self.compact_revision
                 && self.index.get(&*version.key).is_some_and(|slot| Arc::ptr_eq(&slot.head, version))
             {
                 self.index.remove(&*version.key);

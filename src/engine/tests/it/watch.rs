@@ -264,3 +264,27 @@ async fn watches_end_when_the_engine_closes() {
     assert_eq!(events(&mut watch, 1).await, ["+a@2"]);
     assert!(watch.next().await.is_none());
 }
+
+#[tokio::test]
+async fn a_delete_at_the_compaction_is_seen_from_there_after_a_restart_too() {
+    let fixture = start().await;
+    for key in ["a", "b"] {
+        fixture.put(key, "1").await;
+    }
+    fixture.delete("b").await;
+    let compacted = fixture.delete("a").await;
+    fixture.put("c", "1").await;
+    fixture.compact(compacted).await;
+    // Into a checkpoint.
+    fixture.engine.defragment().await.unwrap();
+    fixture.engine.close().await;
+    let (config, dir) = (config(fixture.dir.path()), fixture.dir);
+    drop(fixture.engine);
+    let fixture = Fixture { engine: sharded_etcd_engine::Engine::open(config).await.unwrap(), dir };
+    let start_revision = compacted;
+    let mut watch = fixture.watch(pb::WatchCreateRequest { start_revision, ..watch_all() }).await;
+    assert_eq!(events(&mut watch, 2).await, ["-a@5", "+c@6"]);
+    assert_eq!(fixture.engine.snapshot().keys(), 2, "b is gone, a until the next compaction");
+    fixture.compact(compacted + 1).await;
+    assert_eq!(fixture.engine.snapshot().keys(), 1);
+}
