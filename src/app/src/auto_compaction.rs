@@ -156,11 +156,11 @@ mod tests {
             if minute > minutes {
                 return done;
             }
-            if let Some(due) = schedule.due(at, revision(at)) {
-                if !fails_at.contains(&minute) {
-                    done.push((minute, due - 1));
-                    schedule.compacted(at, due);
-                }
+            if let Some(due) = schedule.due(at, revision(at))
+                && !fails_at.contains(&minute)
+            {
+                done.push((minute, due - 1));
+                schedule.compacted(at, due);
             }
             schedule.sample(revision(at));
         }

@@ -399,15 +399,15 @@ impl Committer {
                 batch.answers.push(Answer::Revoke(reply, result));
             }
             Command::Remaining(leases, reply) => {
-                let result = refused.map_or_else(|| Ok(self.remaining(&leases)), Err);
-                batch.answers.push(Answer::Remaining(reply, result));
+                if refused.is_none() {
+                    self.remaining(&leases);
+                }
+                batch.answers.push(Answer::Remaining(reply, refused.map_or(Ok(()), Err)));
             }
             Command::Expire(id) => {
                 // Unless a client was faster. If it fails it is tried again.
-                if refused.is_none() && self.store.lease(id).is_some() {
-                    if self.revoke(id, batch).is_ok() {
-                        self.shared.metrics.leases_expired.up();
-                    }
+                if refused.is_none() && self.store.lease(id).is_some() && self.revoke(id, batch).is_ok() {
+                    self.shared.metrics.leases_expired.up();
                 }
             }
             Command::Alarm(request, reply) => {
@@ -613,7 +613,7 @@ impl Committer {
         };
         if let Err(error) = self.limits.disk.spawn("engine-hash", work) {
             tracing::warn!(%error, "cannot start a thread that hashes a compaction; HashKV does without");
-            self.shared.hashes.end();
+            self.shared.hashes.end(std::time::Duration::ZERO, 0);
         }
     }
 

@@ -4,9 +4,12 @@
 //! One history is answered differently: a Txn may delete a key and put it again, in one revision (a delete without an
 //! end beside a put). etcd that compacts at exactly that revision loses the put; here the key stays and is hashed.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -22,6 +25,10 @@ use crate::{
 
 /// Hashes of compactions that are remembered, as in etcd (`hashStorageMaxSize`).
 const HASHES_MAX: usize = 10;
+
+/// Hashing a compaction of a store of so many keys is followed by a rest of [`REST_FACTOR`] times as long.
+const MANY_KEYS: usize = 20_000;
+const REST_FACTOR: u32 = 10;
 
 /// A hash of the keys, and of which history it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +46,8 @@ pub(crate) struct CompactionHashes {
     /// By revision.
     newest: Mutex<Vec<KvHash>>,
     is_running: AtomicBool,
+    /// No compaction is hashed before.
+    rests_until: Mutex<Option<Instant>>,
 }
 
 impl CompactionHashes {
@@ -55,14 +64,17 @@ impl CompactionHashes {
         }
     }
 
-    /// Says that a hash is under way; false if one is already, and there is none for this compaction then. etcd skips
-    /// it in that case too.
+    /// Says that a hash is under way. False if one is already, as etcd skips it in that case too, or if they come so
+    /// fast that they would take most of a processor; there is none for this compaction then.
     pub(crate) fn begin(&self) -> bool {
-        !self.is_running.swap(true, Ordering::AcqRel)
+        let rests = self.rests_until.lock().is_some_and(|until| Instant::now() < until);
+        !rests && !self.is_running.swap(true, Ordering::AcqRel)
     }
 
-    /// Says that it is not.
-    pub(crate) fn end(&self) {
+    /// Says that it is not, after it took so long for so many keys.
+    pub(crate) fn end(&self, took: Duration, keys: usize) {
+        let rest = (keys >= MANY_KEYS).then(|| Instant::now() + REST_FACTOR * took);
+        *self.rests_until.lock() = rest;
         self.is_running.store(false, Ordering::Release);
     }
 }
@@ -70,13 +82,14 @@ impl CompactionHashes {
 /// Hashes what a compaction from `before` to `compacted` is about to give back, and remembers it. The caller has
 /// pinned the history since before the compaction, and said [`CompactionHashes::begin`].
 pub(crate) fn hash_compaction(shared: &Shared, store: &Store, before: i64, compacted: i64) {
+    let begun = Instant::now();
     if let Some(history) = History::gather(shared, store, before, compacted) {
         // A compaction keeps the tombstones of its own revision, and counts them.
         let is_filtered = history.has_live || history.has_deleted;
         let hash = sum(&history, is_filtered);
         shared.hashes.put(KvHash { hash, compact_revision: before, revision: compacted });
     }
-    shared.hashes.end();
+    shared.hashes.end(begun.elapsed(), store.keys());
 }
 
 /// The hash up to `revision`, 0 for the newest one, and the newest revision. May take long: not for an async task.
@@ -113,4 +126,19 @@ fn sum(history: &History, is_filtered: bool) -> u32 {
     history.base.iter().filter(|base| base.is_kept || !is_filtered).for_each(|base| add(&base.version));
     history.later.iter().for_each(|version| add(version));
     crc.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_of_compactions_leave_time_for_others() {
+        let hashes = CompactionHashes::default();
+        assert!(hashes.begin() && !hashes.begin());
+        hashes.end(Duration::from_secs(60), 100);
+        assert!(hashes.begin(), "a small store has no need of it");
+        hashes.end(Duration::from_secs(60), MANY_KEYS);
+        assert!(!hashes.begin());
+    }
 }

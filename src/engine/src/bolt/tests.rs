@@ -6,9 +6,10 @@ use proptest::prelude::*;
 
 use super::{write::PAGE_BYTES, *};
 
-type Contents = Vec<(String, Vec<(Vec<u8>, Vec<u8>)>)>;
+type Pair = (Vec<u8>, Vec<u8>);
+type Contents = Vec<(String, Vec<Pair>)>;
 
-fn layout(buckets: &[(&'static str, Vec<(Vec<u8>, Vec<u8>)>)]) -> Layout {
+fn layout(buckets: &[(&'static str, Vec<Pair>)]) -> Layout {
     let bucket = |(name, pairs): &(&'static str, Vec<_>)| Bucket {
         name,
         pairs: Box::new(SmallPairs::new(pairs.clone())),
@@ -58,7 +59,7 @@ impl Scratch {
     }
 }
 
-fn numbered(count: u32, value_bytes: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+fn numbered(count: u32, value_bytes: usize) -> Vec<Pair> {
     (0..count).map(|n| (n.to_be_bytes().to_vec(), vec![n as u8; value_bytes])).collect()
 }
 

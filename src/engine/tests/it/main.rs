@@ -6,6 +6,7 @@ mod hash;
 mod kill;
 mod kv;
 mod lease;
+mod metrics;
 mod serve;
 mod snapshot;
 mod support;
