@@ -167,6 +167,26 @@ fn damage_to_the_last_record_before_a_seal_is_named() {
 }
 
 #[test]
+fn damage_to_a_last_record_that_left_no_room_for_a_seal_is_named() {
+    // One that is larger than the segment, and one that fills it to the last byte but the mark's.
+    let header = super::frame::HEADER_BYTES;
+    for len in [2 * SEGMENT_BYTES as usize, SEGMENT_BYTES as usize - segment::HEADER_BYTES - 2 * header] {
+        let dir = tempfile::tempdir().unwrap();
+        append(&mut open(dir.path(), None), &vec![7; len]).unwrap();
+        drop(open(dir.path(), None));
+        assert_eq!(read(dir.path(), 0).unwrap().0, [vec![7; len]]);
+        let path = segments(dir.path())[0].clone();
+        flip(&path, segment::HEADER_BYTES + header + len - 1);
+        match read(dir.path(), 0) {
+            Err(WalError::Corrupt { path: named, offset, .. }) => {
+                assert_eq!((named, offset), (path, segment::HEADER_BYTES as u64));
+            }
+            other => panic!("{len}: {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_flipped_bit_before_intact_records_is_named() {
     let source = tempfile::tempdir().unwrap();
     written(source.path(), 6);

@@ -121,15 +121,20 @@ impl Wal {
     }
 
     /// Marks all records as complete, so that damage to the last of them is not taken for a write that was cut off. Does
-    /// nothing if there is no record since the last seal, or no room for one: making room is not worth a failure.
+    /// nothing if there is no record since the last seal. A segment that has no room for a seal gets a successor instead,
+    /// which says the same; where there is no room for that either, it is made later: not worth a failure.
     ///
     /// # Errors
-    /// If it cannot be written; nothing may be appended any more then.
+    /// If the seal cannot be written; nothing may be appended any more then.
     pub fn seal(&mut self) -> Result<(), WalError> {
-        let has_room = self.current.as_ref().is_some_and(|current| {
-            !current.is_empty && current.offset + frame::HEADER_BYTES as u64 <= current.room_end()
-        });
-        if self.is_sealed || !has_room || self.must_roll {
+        let Some(current) = self.current.as_ref().filter(|current| !current.is_empty) else { return Ok(()) };
+        if self.is_sealed || self.must_roll {
+            return Ok(());
+        }
+        if current.offset + frame::HEADER_BYTES as u64 > current.room_end() {
+            if let Err(error) = self.roll() {
+                tracing::warn!(%error, "the end of the log is not marked as complete");
+            }
             return Ok(());
         }
         let mut record = Vec::new();
