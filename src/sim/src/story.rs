@@ -109,8 +109,8 @@ async fn chapters(world: &Arc<World>, story: &Story) -> Result<(), String> {
     for n in 0..leases {
         busy.spawn(client("leaser", n).lease(2));
     }
-    if story.orders > 0 {
-        let each = 50 + story.chaos.as_millis() as u64 / story.orders;
+    if let Some(each) = (story.chaos.as_millis() as u64).checked_div(story.orders) {
+        let each = 50 + each;
         let (world, rng) = (Arc::clone(world), world.rng.fork());
         busy.spawn(managing::order(world, rng, stop.clone(), story.orders, each));
     }
