@@ -6,8 +6,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    num::NonZero,
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -332,12 +336,30 @@ fn number(variable: &str, default: u64) -> u64 {
 #[test]
 fn nothing_acknowledged_is_lost_on_a_disk_that_fails() {
     let first = number("ENGINE_CRASH_SEED", 1);
-    let seeds = number("ENGINE_CRASH_SEEDS", SEEDS);
-    for seed in first..first.saturating_add(seeds) {
-        if let Err(panic) = std::panic::catch_unwind(|| story(seed)) {
-            eprintln!("seed {seed} failed: run it alone with ENGINE_CRASH_SEED={seed} ENGINE_CRASH_SEEDS=1");
-            std::panic::resume_unwind(panic);
+    let end = first.saturating_add(number("ENGINE_CRASH_SEEDS", SEEDS));
+    let next = AtomicU64::new(first);
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= end {
+                return;
+            }
+            if let Err(panic) = std::panic::catch_unwind(|| story(seed)) {
+                eprintln!(
+                    "seed {seed} failed: run it alone with ENGINE_CRASH_SEED={seed} ENGINE_CRASH_SEEDS=1"
+                );
+                // The others need not go on.
+                next.store(end, Ordering::Relaxed);
+                std::panic::resume_unwind(panic);
+            }
         }
-    }
-    eprintln!("seeds {first} to {}", first + seeds - 1);
+    };
+    // A story is one thread's; any number of them can be told at once.
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(16);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    eprintln!("seeds {first} to {}", end - 1);
 }
