@@ -192,6 +192,7 @@ pub async fn run(order: Order, args: &OrderArgs, mut tell: impl FnMut(&str)) -> 
 #[derive(Debug, Default)]
 struct TimeLeft {
     first: Option<(u64, Duration)>,
+    last: u64,
 }
 
 impl TimeLeft {
@@ -199,8 +200,10 @@ impl TimeLeft {
     fn after(&mut self, message: &str, at: Duration) -> Option<Duration> {
         let (before, _) = message.split_once(" %")?;
         let percent: u64 = before.rsplit(' ').next()?.parse().ok()?;
+        let goes_on = self.last <= percent;
+        self.last = percent;
         let (first, since) = match self.first {
-            Some(first) if first.0 <= percent => first,
+            Some(first) if goes_on => first,
             _ => {
                 self.first = Some((percent, at));
                 return None;
