@@ -315,7 +315,8 @@ impl Merge {
             .watchers
             .iter()
             .filter(|(_, w)| {
-                let next = self.cursor(w) + 1;
+                // One that begins in the future needs nothing before that.
+                let next = (self.cursor(w) + 1).max(w.spec.start);
                 next <= last && touches(fold, &w.spec.range, shard, first.max(next), last)
             })
             .map(|(&id, _)| id)

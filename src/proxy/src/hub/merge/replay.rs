@@ -199,6 +199,11 @@ impl Merge {
     /// A replay is over.
     pub(crate) fn replay_ended(&mut self, fold: &Fold, replay: ReplayId, outcome: ReplayOutcome) {
         let Some(running) = self.replays.running.remove(&replay) else { return };
+        // It was read from the lowest of those on: what is compacted there may be there for the others.
+        let lowest = match outcome {
+            ReplayOutcome::Compacted(shard) => self.lowest_on(fold, &running.watchers, shard),
+            ReplayOutcome::Done | ReplayOutcome::Failed => None,
+        };
         for id in running.watchers {
             let Some(watcher) = self.watchers.get(&id) else { continue };
             let cursor = self.cursor(watcher);
@@ -210,12 +215,27 @@ impl Merge {
                 ReplayOutcome::Compacted(shard)
                     if touches(fold, &watcher.spec.range, shard, cursor + 1, self.head) =>
                 {
-                    self.end(id, fold.compacted.max(cursor + 2), String::new());
+                    if lowest == Some(cursor) || cursor + 1 < fold.compacted {
+                        self.end(id, fold.compacted.max(cursor + 2), String::new());
+                    } else {
+                        self.wait(id, cursor, Wait::Later);
+                        self.later.push(id);
+                    }
                 }
                 ReplayOutcome::Done | ReplayOutcome::Compacted(_) => {
                     self.give_turn(id, |wait| wait == Wait::Replay(replay));
                 }
             }
         }
+    }
+
+    /// The lowest cursor of the watchers that need something of a shard.
+    fn lowest_on(&self, fold: &Fold, watchers: &BTreeSet<WatcherId>, shard: ShardIx) -> Option<i64> {
+        let cursors = watchers.iter().filter_map(|id| {
+            let watcher = self.watchers.get(id)?;
+            let cursor = self.cursor(watcher);
+            touches(fold, &watcher.spec.range, shard, cursor + 1, self.head).then_some(cursor)
+        });
+        cursors.min()
     }
 }

@@ -503,6 +503,27 @@ fn a_replay_that_fails_is_tried_again_and_one_that_is_compacted_ends_those_it_co
 }
 
 #[test]
+fn a_replay_that_is_compacted_for_one_is_tried_again_for_the_others() {
+    let mut b = Bench::with(WindowLimits { bytes_max: usize::MAX, revisions_max: 0 });
+    b.adv(&[(A, 6)]); // 2..=5
+    b.ready(A, &[(3, &["a"]), (4, &["a"]), (5, &["a"]), (6, &["a"])]);
+    b.run();
+    let (below, above) = (b.watch("a", 2), b.watch("a", 4));
+    let (_, effects) = b.run();
+    let [Effect::Replay { replay, .. }] = effects[..] else { panic!("{effects:?}") };
+    // Compacted at 3 by somebody else, which this process does not know yet.
+    b.merge.replay_ended(&b.fold, replay, ReplayOutcome::Compacted(A));
+    assert_eq!(b.said(), [format!("{below} ended 3")]);
+    b.merge.retry();
+    let (said, effects) = b.run();
+    let [Effect::Replay { replay, ref shards, .. }] = effects[..] else { panic!("{effects:?}") };
+    assert_eq!((said.len(), shards[0].from), (0, 5), "from revision 4 on");
+    // Alone it is the one that it concerns, so this ends.
+    b.merge.replay_ended(&b.fold, replay, ReplayOutcome::Compacted(A));
+    assert_eq!(b.said(), [format!("{above} ended 5")]);
+}
+
+#[test]
 fn compaction_is_exact() {
     let mut b = Bench::new();
     b.adv(&[(A, 6)]); // 2..=5
