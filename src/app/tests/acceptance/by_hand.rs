@@ -61,7 +61,7 @@ async fn ranges_go_where_they_are_told_to() {
     assert!(said.contains("done"), "{said}");
     assert_eq!(up.ranges(), owned(&[("", "shard-0"), ("/b/", "shard-1"), ("/b0", "shard-0")]));
     let json: Value =
-        serde_json::from_str(&up.does(&["move", "/a/", "/a0", "--to", "shard-1", "-o", "json"])).unwrap();
+        serde_json::from_str(&up.does(&["move", "/a/", "/b0", "--to", "shard-1", "-o", "json"])).unwrap();
     assert_eq!(json["state"], "done");
     up.does(&["merge", "/b/"]);
     let ranges = up.ranges();
