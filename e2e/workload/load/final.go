@@ -268,6 +268,10 @@ func (r *runner) markEnd() (int64, error) {
 
 // catchUp waits until a watch has seen the last event of its range.
 func (r *runner) catchUp(w *watch, final int64) {
+	if w.over.Load() {
+		r.rec.Complete(w.log, r.rec.Reached(w.log))
+		return
+	}
 	target, err := r.newest(r.admin, w.rng)
 	if err != nil {
 		r.failed("newest key", err)

@@ -145,3 +145,25 @@ func TestValidate(t *testing.T) {
 		}
 	}
 }
+
+// TestCompactionEndsWatch: an idle watch that a compaction has overtaken owes nothing after that; any other end is a fault.
+func TestCompactionEndsWatch(t *testing.T) {
+	e := &env{rec: check.NewRecorder(), led: check.NewLedger(), stop: make(chan struct{})}
+	open := func(start int64) *watch {
+		return &watch{name: "w", start: start, log: e.rec.AddWatch(check.WatchLog{Name: "w", Start: start})}
+	}
+	e.compact.Store(10)
+	idle, ahead := open(5), open(20)
+	e.watchEnded(idle, rpctypes.ErrCompacted, 10)
+	e.watchEnded(ahead, rpctypes.ErrCompacted, 10)
+	if !idle.over.Load() || ahead.over.Load() {
+		t.Errorf("over: idle %v, ahead of the compaction %v", idle.over.Load(), ahead.over.Load())
+	}
+	r := &runner{env: e}
+	r.catchUp(idle, 30)
+	e.rec.Update(func(h *check.History) {
+		if until := h.Watches[idle.log].Until; until != 4 {
+			t.Errorf("complete until %d, not up to its start", until)
+		}
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -26,6 +27,8 @@ type watch struct {
 	kind   watchKind
 	cli    *clientv3.Client
 	ctx    context.Context
+	// over is set once a compaction has ended it: it has to be complete up to there, and goes no further.
+	over atomic.Bool
 }
 
 type watchKind uint8
@@ -101,7 +104,9 @@ func (e *env) watchEnded(w *watch, err error, compacted int64) {
 	asked := e.compact.Load()
 	next := e.rec.Reached(w.log) + 1
 	if errors.Is(err, rpctypes.ErrCompacted) && next < asked && compacted <= asked {
+		// A watch that saw nothing for long is behind the compaction when its connection breaks, with etcd too.
 		e.led.Pass(chkWatchAlive, 1)
+		w.over.Store(true)
 		return
 	}
 	e.led.Fail(chkWatchAlive, "%s, next revision %d, was cancelled at %v: %v (compacted %d, asked for %d)", w.name, next, e.rec.Now(), err, compacted, asked)
