@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 
 use super::{
+    by_size::{Before, BySize},
     model::{Choice, Load, Measure, Model, Part, PartAt, Piece, Shard, ShardAt},
     planner::Waits,
     text::{bytes_text, count_text, ratio_text},
@@ -43,16 +44,19 @@ pub(super) fn balance(model: &mut Model<'_>, waits: &mut Waits) {
     // Needs for which every range was looked at in vain. On shards with very many ranges that is the long part, and
     // what is planned for other needs seldom changes it.
     let mut hopeless = BTreeSet::new();
+    let mut sizes = BySize::default();
     while !model.full() {
         let found = needs(model).into_iter().find_map(|need| {
-            let mut choice = best(model, need, RANGES_MAX);
+            let mut choice = best(model, &mut sizes, need, RANGES_MAX);
             if choice.is_none() && hopeless.insert((need.shard, need.measure, need.gives)) {
-                choice = best(model, need, usize::MAX);
+                choice = best(model, &mut sizes, need, usize::MAX);
             }
             choice.map(|choice| (need, choice))
         });
         let Some((need, choice)) = found else { break };
+        let (before, parts) = (Before::of(model, choice.part), model.parts.len());
         carry_out(model, need, &choice);
+        sizes.changed(model, &before, parts);
     }
     if !model.full() {
         explain(model, waits);
@@ -61,24 +65,18 @@ pub(super) fn balance(model: &mut Model<'_>, waits: &mut Waits) {
 
 /// The parts of `from` to look at: all if they are few, else the largest and those that come closest to what is
 /// wanted, in no particular order.
-fn shortlist(model: &Model<'_>, need: Need, from: ShardAt, to: ShardAt, max: usize) -> Vec<PartAt> {
-    let load = |at: &PartAt| model.parts[*at].load.of(need.measure);
-    let mut parts =
-        model.shards[from].parts.iter().copied().filter(|at| is_free(&model.parts[*at])).collect::<Vec<_>>();
-    if parts.len() <= max.saturating_mul(2) {
-        return parts;
-    }
-    let start = |at: &PartAt| model.parts[*at].range.start.as_ref();
-    parts.select_nth_unstable_by(max, |a, b| load(b).cmp(&load(a)).then_with(|| start(a).cmp(start(b))));
+fn shortlist(
+    model: &Model<'_>,
+    sizes: &mut BySize,
+    need: Need,
+    from: ShardAt,
+    to: ShardAt,
+    max: usize,
+) -> Vec<PartAt> {
     let (giver, taker) = (&model.shards[from], &model.shards[to]);
     let excess = giver.load.of(need.measure).saturating_sub(giver.target.of(need.measure));
     let room = taker.target.of(need.measure).saturating_sub(taker.load.of(need.measure));
-    let distance = |at: &PartAt| load(at).abs_diff(excess.min(room));
-    parts[max..].select_nth_unstable_by(max, |a, b| {
-        distance(a).cmp(&distance(b)).then_with(|| start(a).cmp(start(b)))
-    });
-    parts.truncate(max * 2);
-    parts
+    sizes.shortlist(model, (from, need.measure), excess.min(room), max, is_free)
 }
 
 /// True if the part may be moved for balance.
@@ -168,12 +166,12 @@ fn needs(model: &Model<'_>) -> Vec<Need> {
 }
 
 /// The best move that helps with a need, among `ranges_max` ranges of each kind; `None` if there is none that is worth it.
-fn best(model: &Model<'_>, need: Need, ranges_max: usize) -> Option<Choice> {
+fn best(model: &Model<'_>, sizes: &mut BySize, need: Need, ranges_max: usize) -> Option<Choice> {
     let partners = partners(model, need);
     let mut candidates = Vec::new();
     for partner in partners {
         let (from, to) = if need.gives { (need.shard, partner) } else { (partner, need.shard) };
-        for part in shortlist(model, need, from, to, ranges_max) {
+        for part in shortlist(model, sizes, need, from, to, ranges_max) {
             pieces(model, part, to, |piece, load| {
                 if let Some((gain, overshoots)) = gain(model, from, to, load, need) {
                     candidates.push((gain, overshoots, load, Choice { part, piece, to }));

@@ -28,6 +28,7 @@
 //! Ranges in an observation are sorted and tile the keyspace; cut points are legal boundaries inside their range.
 
 mod balance;
+mod by_size;
 mod drain;
 mod merge;
 mod model;

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// A measure of load. Balance is wanted in each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Measure {
     /// Number of keys.
     Keys,
