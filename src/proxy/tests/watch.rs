@@ -308,8 +308,10 @@ async fn history_that_is_lost_ends_those_that_need_it() {
     let answer = on_a.create(everything(answer.compact_revision)).await;
     assert!(!answer.canceled, "{answer:?}");
     put(t.shards[0].as_ref(), "a", "new").await;
-    let seen = all_words(&on_a.events(2).await);
-    assert!(seen[1].starts_with("+a=new@") && seen[1].contains("<4@6("), "{seen:?}");
+    // What the compaction left is there, as in etcd.
+    let seen = all_words(&on_a.events(3).await);
+    assert!(seen[0].starts_with("+a=4@6(") && seen[1].starts_with("+x=v@"), "{seen:?}");
+    assert!(seen[2].starts_with("+a=new@") && seen[2].contains("<4@6("), "{seen:?}");
     served.stop().await;
     other.line.close().await;
 }

@@ -75,6 +75,12 @@ pub fn purge_key(rid: &Rid) -> Bytes {
     hidden(b"P/", rid.as_str().as_bytes())
 }
 
+/// Written while the shard is over the quota of clients, so that it commits: etcd counts what a commit freed only from the
+/// next one on.
+pub fn touch_key() -> Bytes {
+    hidden(b"T", b"")
+}
+
 /// The override of an imported key.
 pub fn override_key(key: &[u8]) -> Bytes {
     hidden(b"O/", key)

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 pub use hidden::{
     Claim, ClaimState, Claims, Cursor, CursorStage, FENCE_OPEN, Override, claims_key, cursor_key,
     fence_closed_by, fence_key, lease_floor_key, lease_id_of_marker, lease_live, lease_marker_key,
-    lease_marker_range, lease_revoking, overridden_key, override_key, override_range, purge_key,
+    lease_marker_range, lease_revoking, overridden_key, override_key, override_range, purge_key, touch_key,
 };
 pub use meta::{
     CHECKPOINT_HEAD, CUT_LATEST, CheckpointHead, FIRST, FirstRecord, LEASE_PREFIX, LeaseRecord, LeaseState,

@@ -11,14 +11,21 @@ use std::{
 };
 
 use parking_lot::RwLock;
-use sharded_etcd_core::keyspace::{KeyRange, ShardIx};
+use sharded_etcd_core::{
+    keyspace::{KeyRange, ShardIx},
+    records::touch_key,
+};
 use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_shard::Shard;
 use tonic::{Code, Status};
 
 use crate::context::Context;
 
 /// How often the shards' sizes are asked for.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// While a shard is full, something small is written to it at every so many looks: etcd counts pages that a commit freed as
+/// in use until the next one, and without writes of clients there might be none.
+const TOUCH_EVERY: u32 = 3;
 
 /// Which shards are full.
 pub(super) struct Quota {
@@ -66,12 +73,14 @@ fn puts(txn: &pb::TxnRequest) -> bool {
 
 async fn watch_sizes(ctx: Arc<Context>, quota: Arc<Quota>) {
     let mut ticks = tokio::time::interval(INTERVAL);
+    let mut looks = 0_u32;
     loop {
         tokio::select! {
             biased;
             () = ctx.shutdown.cancelled() => return,
             _ = ticks.tick() => {}
         }
+        looks = looks.wrapping_add(1);
         let cut = ctx.line.cut();
         let mut full = HashSet::new();
         for i in (0..cut.left.len()).filter(|&i| !cut.left[i]) {
@@ -82,6 +91,9 @@ async fn watch_sizes(ctx: Arc<Context>, quota: Arc<Quota>) {
                 && status.db_size_in_use >= ctx.limits.quota_bytes
             {
                 full.insert(ix);
+                if looks.is_multiple_of(TOUCH_EVERY) {
+                    touch(&ctx, ix, shard.as_ref()).await;
+                }
             }
         }
         quota.any.store(!full.is_empty(), Ordering::Relaxed);
@@ -90,5 +102,13 @@ async fn watch_sizes(ctx: Arc<Context>, quota: Arc<Quota>) {
             tracing::warn!(shards = ?full.iter().map(|s| cut.name(*s)).collect::<Vec<_>>(), "shards over their quota");
             *known = full;
         }
+    }
+}
+
+async fn touch(ctx: &Context, ix: ShardIx, shard: &dyn Shard) {
+    match shard.put(pb::PutRequest { key: touch_key(), ..Default::default() }).await {
+        Ok(answer) => ctx.line.observe(ix, answer.header.map_or(0, |header| header.revision)),
+        // The next one is some seconds away.
+        Err(error) => tracing::debug!(shard = ix.0, %error, "a full shard could not be written to"),
     }
 }
