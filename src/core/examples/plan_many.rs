@@ -79,7 +79,7 @@ fn main() {
     let pinned = topology(shards, &|draft| {
         let pin = |i: u32| DraftPin {
             prefix: Bytes::from(format!("/d{:07}/", i * 97)),
-            shard: i64::from(i % shards).try_into().unwrap(),
+            shard: i64::from(i % shards),
         };
         draft.pins = (0..200).map(pin).collect();
     });
