@@ -110,11 +110,12 @@ table() { # of the results so far, which it forgets
 }
 
 puts() { # VALUE_BYTES KIND FACTOR: puts with 1 to 1000 clients
-    local clients total
+    local clients total order=()
+    [ "$2" != put ] || order=(--sequential-keys)
     for clients in 1 10 100 1000; do
         case $clients in 1) total=3000 ;; 10) total=20000 ;; *) total=60000 ;; esac
         tool "$2 $1 B, $clients clients" $((total / $3)) $clients "$2" --key-size 32 --val-size "$1" \
-            --key-space-size 100000 $([ "$2" = put ] && echo --sequential-keys)
+            --key-space-size 100000 "${order[@]}"
     done
 }
 
