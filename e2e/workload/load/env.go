@@ -162,6 +162,14 @@ func (e *env) failed(op string, err error) {
 	e.led.Fail(chkErrors, "%s: %s: %v", op, codeOf(err), err)
 }
 
+// resent tells whether clientv3 itself may have sent a request again that was
+// first sent at a time. It does so for revokes, among others, when it is told
+// that the server is unavailable (clientv3's retry.go); the lease that the
+// first one ended is then not found.
+func (e *env) resent(at time.Duration) bool {
+	return e.outages.during(at-time.Second, e.rec.Now())
+}
+
 // kv translates what a client got; prev_kv and Get answers are never
 // tombstones.
 func (e *env) kv(kv *mvccpb.KeyValue) check.KV {

@@ -137,7 +137,7 @@ func (r *runner) revokeShared() error {
 		err = r.retry("revoke", func(ctx context.Context) error {
 			tries++
 			_, err := r.admin.Revoke(ctx, id)
-			again := tries > 1 || r.outages.during(log.RevokeSent, r.rec.Now())
+			again := tries > 1 || r.resent(log.RevokeSent)
 			if again && errors.Is(err, rpctypes.ErrLeaseNotFound) {
 				return nil
 			}

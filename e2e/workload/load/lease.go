@@ -320,11 +320,16 @@ func (l *leaser) finish(x *lease) {
 	x.log.RevokeSent = l.rec.Now()
 	ctx, cancel := l.op()
 	defer cancel()
-	if _, err := l.cli.Revoke(ctx, x.id); err != nil {
+	_, err := l.cli.Revoke(ctx, x.id)
+	switch {
+	case err == nil:
+		x.log.End = check.Revoked
+	case errors.Is(err, rpctypes.ErrLeaseNotFound) && l.resent(x.log.RevokeSent):
+		l.errs.add("revoke", err)
+		x.log.End = check.Abandoned
+	default:
 		l.failed("revoke", err)
 		x.log.End = check.Abandoned
-	} else {
-		x.log.End = check.Revoked
 	}
 	l.rec.AddLease(x.log)
 }
@@ -414,9 +419,7 @@ func (l *leaser) revokeOne(x *lease) {
 			break
 		}
 		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-			// clientv3 itself sends a revoke again when a connection breaks.
-			now := l.rec.Now()
-			known := tries == 0 && now < x.log.Renewals[0].Lower+x.log.TTL && !l.outages.during(x.log.RevokeSent-time.Second, now)
+			known := tries == 0 && l.rec.Now() < x.log.Renewals[0].Lower+x.log.TTL && !l.resent(x.log.RevokeSent)
 			l.led.That(!known, chkRevoke, "%s (%x): %v at the first revoke", x.log.Name, x.log.ID, err)
 			break
 		}
