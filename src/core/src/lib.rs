@@ -3,6 +3,7 @@
 //! Functions here take what happened and give what follows; the shells (`line`, `proxy`, `manager`, `app`) do it.
 
 pub mod check;
+pub mod hash;
 pub mod keyspace;
 pub mod lease;
 pub mod line;

@@ -17,15 +17,13 @@ use std::{
 use bytes::Bytes;
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::{Certainty, ShardError};
+use sharded_etcd_testkit::Dice;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     EngineConfig, EngineError,
     committer::{Command, Committer, Limits},
-    disk::{
-        Disk,
-        sim::{Dice, SimDisk},
-    },
+    disk::{Disk, sim::SimDisk},
     engine::Opened,
     mvcc::Store,
     wal::WalError,
@@ -262,7 +260,7 @@ fn live(committer: &mut Committer, dice: &mut Dice, expected: &mut Expected) {
 }
 
 fn story(seed: u64) {
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new(seed);
     let disk = SimDisk::new(dice.next());
     let empty = Model::of(&Store::default());
     let mut expected = Expected { acknowledged: empty, maybe: None };

@@ -12,16 +12,14 @@ use std::{
 };
 
 use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_testkit::Dice;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     EngineConfig, EngineError,
     committer::{Command, Committer, Limits},
     crash_tests::Model,
-    disk::{
-        Disk,
-        sim::{Dice, SimDisk},
-    },
+    disk::{Disk, sim::SimDisk},
     engine::Opened,
     verify::verify_on,
     wal::WalError,
@@ -180,7 +178,7 @@ fn a_flipped_bit_anywhere_is_harmless_or_named() {
     let seed: u64 =
         std::env::var("ENGINE_DAMAGE_SEED").map_or_else(|_| rand::random(), |text| text.parse().unwrap());
     eprintln!("ENGINE_DAMAGE_SEED={seed}");
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new(seed);
     let (files, expected) = written(None);
     assert_eq!(start(&files).unwrap(), expected);
     let mut refusals = 0;

@@ -156,9 +156,7 @@ impl Control {
 
 /// True if an order that is open says what becomes of these keys, so that the planner leaves them alone.
 pub(crate) fn is_ordered(open: &[Stored], step: &Step) -> bool {
-    let range = match &step.action {
-        Action::Split { range, .. } | Action::Move { range, .. } | Action::Merge { range, .. } => range,
-    };
+    let range = step.action.range();
     open.iter().any(|stored| match &stored.record.order {
         Order::Move { range: ordered, .. } | Order::Abort { range: ordered } => ordered.overlaps(range),
         Order::Split { at } | Order::Merge { at } => range.contains(at) || range.end == *at,

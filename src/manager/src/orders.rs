@@ -9,9 +9,9 @@ use parking_lot::Mutex;
 use rand::Rng;
 use sharded_etcd_core::{
     keyspace::{KeyRange, Rid},
-    moves::ops,
+    moves::{Stored as Seen, abort_txn, ops},
     orders::{ORDERS_MAX, ORDERS_PREFIX, Order, OrderRecord, OrderState, StepKey, order_key},
-    records::{MovePhase, MoveRecord, Record, move_key},
+    records::{MoveRecord, Record, move_key},
 };
 use sharded_etcd_line::Line;
 use tokio::time::Instant;
@@ -143,19 +143,12 @@ impl Orders {
 
     /// Decides in meta that a move does not happen; the range, `None` if it is decided already.
     pub(crate) async fn abort_move(&self, rid: &Rid) -> Result<Option<KeyRange>> {
-        let key = move_key(rid);
-        let answer = self.line.meta().range(get(key.clone())).await.map_err(ManagerError::Meta)?;
+        let answer = self.line.meta().range(get(move_key(rid))).await.map_err(ManagerError::Meta)?;
         let Some(kv) = answer.kvs.first() else { return Ok(None) };
-        let record = MoveRecord::decode(&kv.value)?;
-        if record.phase != MovePhase::Copying {
-            return Ok(None);
-        }
-        let range = record.range.clone();
-        let aborting = MoveRecord { phase: MovePhase::Aborting, ..record };
-        let guard = vec![ops::modified_at(key.clone(), kv.mod_revision)];
-        let txn = ops::txn(guard, vec![ops::put(key, aborting.encode())]);
+        let record = Seen { value: MoveRecord::decode(&kv.value)?, modified: kv.mod_revision };
+        let Some(txn) = abort_txn(&record) else { return Ok(None) };
         let answer = self.line.meta().txn(txn).await.map_err(ManagerError::Meta)?;
-        Ok(answer.succeeded.then_some(range))
+        Ok(answer.succeeded.then_some(record.value.range))
     }
 }
 

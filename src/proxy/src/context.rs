@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use sharded_etcd_core::hash::fnv1a;
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_line::{Line, LineError, Shards};
 use sharded_etcd_shard::ShardError;
@@ -25,11 +26,9 @@ impl Identity {
     /// The identity of the proxy of that name.
     pub fn new(name: impl Into<String>, client_urls: Vec<String>) -> Self {
         let name = name.into();
-        // FNV-1a: stable over releases, which the standard library's hashers are not. Never 0: etcd's "none".
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        Self { name, member_id: hash.max(1), client_urls }
+        // 0 is etcd's "none".
+        let member_id = fnv1a(name.as_bytes()).max(1);
+        Self { name, member_id, client_urls }
     }
 }
 

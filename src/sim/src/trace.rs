@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, fmt::Write};
 
 use parking_lot::Mutex;
+use sharded_etcd_core::hash::Fnv1a;
 use tokio::time::Instant;
 
 /// Lines that are kept to show beside a failure.
@@ -18,7 +19,7 @@ pub struct Trace {
 
 #[derive(Debug)]
 struct State {
-    hash: u64,
+    hash: Fnv1a,
     lines: u64,
     kept: VecDeque<String>,
 }
@@ -26,7 +27,7 @@ struct State {
 impl Trace {
     /// An empty trace that begins now; `print` shows each line at once.
     pub fn new(print: bool) -> Self {
-        let state = State { hash: 0xcbf2_9ce4_8422_2325, lines: 0, kept: VecDeque::with_capacity(KEPT_MAX) };
+        let state = State { hash: Fnv1a::default(), lines: 0, kept: VecDeque::with_capacity(KEPT_MAX) };
         Self { begun: Instant::now(), print, state: Mutex::new(state) }
     }
 
@@ -44,10 +45,7 @@ impl Trace {
         // Writing to a string does not fail.
         let _ = write!(line, "{:>6}.{:03} ", us / 1000, us % 1000);
         let _ = line.write_fmt(what);
-        // FNV-1a: stable over releases, which the standard library's hashers are not.
-        for byte in line.bytes() {
-            state.hash = (state.hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
+        state.hash.add(line.as_bytes());
         state.lines += 1;
         if self.print {
             #[allow(clippy::print_stderr)] // a person asked to see it
@@ -61,7 +59,7 @@ impl Trace {
     /// A hash over all lines, and their number.
     pub fn digest(&self) -> (u64, u64) {
         let state = self.state.lock();
-        (state.hash, state.lines)
+        (state.hash.value(), state.lines)
     }
 
     /// The last lines.

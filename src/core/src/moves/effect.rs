@@ -153,14 +153,7 @@ impl Effect {
             }
             _ => {}
         }
-        let success = writes
-            .into_iter()
-            .map(|write| match write {
-                Write::Put(key, value) => ops::put(key, value),
-                Write::Delete(key) => ops::delete(key),
-            })
-            .collect();
-        Some(ops::txn(compare, success))
+        Some(ops::txn(compare, writes.into_iter().map(Write::op).collect()))
     }
 
     /// What it writes; `None` if that depends on a place that was not observed.
@@ -255,6 +248,15 @@ enum Write {
     Delete(Bytes),
 }
 
+impl Write {
+    fn op(self) -> pb::RequestOp {
+        match self {
+            Self::Put(key, value) => ops::put(key, value),
+            Self::Delete(key) => ops::delete(key),
+        }
+    }
+}
+
 fn put_map(generation: u64) -> Write {
     Write::Put(Bytes::from_static(records::MAP), MapRecord { generation }.encode())
 }
@@ -277,6 +279,16 @@ pub fn plan_txn(record: &MoveRecord, map_modified: i64) -> pb::TxnRequest {
         ],
         vec![ops::put(key, record.encode())],
     )
+}
+
+/// Decides that a move does not happen, for who has looked at nothing but its record: what [`Effect::Abort`] sends. `None` if
+/// it is decided already.
+pub fn abort_txn(record: &Stored<MoveRecord>) -> Option<pb::TxnRequest> {
+    let is_open = record.value.phase == MovePhase::Copying;
+    is_open.then(|| {
+        let aborting = put_record(&record.value, MovePhase::Aborting);
+        ops::txn(vec![ops::modified_at(move_key(&record.value.rid), record.modified)], vec![aborting.op()])
+    })
 }
 
 impl Observation {

@@ -161,6 +161,17 @@ fn after_an_abort_the_source_comes_first() {
     assert_eq!(next(&void, &purged), Step::Do(Effect::PurgedDestination));
 }
 
+/// Whoever aborts sends the same, and nothing against a decision.
+#[test]
+fn an_abort_needs_the_record_only() {
+    let copying = seen(MovePhase::Copying, None, None);
+    let record = copying.record.clone().unwrap();
+    assert_eq!(abort_txn(&record), Effect::Abort.txn(&copying));
+    for phase in [MovePhase::Flipped, MovePhase::Aborting] {
+        assert_eq!(abort_txn(&Stored { value: self::record(phase), modified: 41 }), None);
+    }
+}
+
 fn compares(effect: &Effect, seen: &Observation) -> Vec<pb::Compare> {
     effect.txn(seen).unwrap().compare
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    hash::fnv1a,
     keyspace::{KeyRange, hex},
     placement::{Action, Step},
 };
@@ -52,9 +53,6 @@ pub fn plan_id(steps: &[Step]) -> String {
         // Writing to a string does not fail.
         let _ = write!(text, "{:?};", StepKey::of(step));
     }
-    // FNV-1a, folded to 32 bits: stable over releases, which the standard library's hashers are not.
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = fnv1a(text.as_bytes());
     format!("{:08x}", (hash >> 32) ^ (hash & 0xffff_ffff))
 }

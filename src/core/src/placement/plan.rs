@@ -78,6 +78,15 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// The keys that it is about.
+    pub fn range(&self) -> &KeyRange {
+        match self {
+            Self::Split { range, .. } | Self::Move { range, .. } | Self::Merge { range, .. } => range,
+        }
+    }
+}
+
 /// Something that is not done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Wait {
@@ -210,10 +219,11 @@ struct ShownStep<'a> {
 
 impl<'a> ShownStep<'a> {
     fn of(step: &'a Step) -> Self {
-        let (action, range, at, to) = match &step.action {
-            Action::Split { range, at, .. } => ("split", range, Some(at.escape_ascii().to_string()), None),
-            Action::Move { range, to, .. } => ("move", range, None, Some(to.as_str())),
-            Action::Merge { range, .. } => ("merge", range, None, None),
+        let range = step.action.range();
+        let (action, at, to) = match &step.action {
+            Action::Split { at, .. } => ("split", Some(at.escape_ascii().to_string()), None),
+            Action::Move { to, .. } => ("move", None, Some(to.as_str())),
+            Action::Merge { .. } => ("merge", None, None),
         };
         Self {
             action,

@@ -4,7 +4,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
-use crate::keyspace::{KeyRange, RangeEntry, Rid, ShardIx};
+use crate::{
+    hash::fnv1a,
+    keyspace::{KeyRange, RangeEntry, Rid, ShardIx},
+};
 
 /// Identity of the topology: [`TopologyId`].
 pub const TOPOLOGY_ID: &[u8] = b"t/id";
@@ -38,11 +41,9 @@ impl TopologyId {
     /// The identity that follows from a resource's uid alone, so that all who start the topology agree on it.
     pub fn of_uid(uid: impl Into<String>) -> Self {
         let uid = uid.into();
-        // FNV-1a: stable over releases, which the standard library's hashers are not. 0 is etcd's "none".
-        let hash = uid.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        Self { uid, cluster_id: hash.max(1) }
+        // 0 is etcd's "none".
+        let cluster_id = fnv1a(uid.as_bytes()).max(1);
+        Self { uid, cluster_id }
     }
 }
 

@@ -7,9 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use sharded_etcd_core::hash::fnv1a;
+
 use super::{
     BRANCH, BUCKET_BYTES, ELEMENT_BYTES, HEADER_BYTES, IS_BUCKET, LEAF, MAGIC, META, META_BYTES, VERSION,
-    meta_sum,
 };
 
 /// Page sizes that occur.
@@ -151,7 +152,7 @@ impl Reader {
         if u32_at(body, 4) != VERSION {
             return Ok(Err("it has another version"));
         }
-        if u64_at(body, META_BYTES) != meta_sum(&body[..META_BYTES]) {
+        if u64_at(body, META_BYTES) != fnv1a(&body[..META_BYTES]) {
             return Ok(Err("the sums of its meta pages are wrong"));
         }
         let page_bytes = u64::from(u32_at(body, 8));

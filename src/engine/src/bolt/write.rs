@@ -3,9 +3,11 @@
 //! All lengths are known beforehand, so a first pass over them lays the pages out, and a second one makes them one after
 //! the other. The layout needs 16 bytes a page; beyond that one page, with what belongs to it, is in memory at a time.
 
+use sharded_etcd_core::hash::fnv1a;
+
 use super::{
     BRANCH, BUCKET_BYTES, ELEMENT_BYTES, FREELIST, HEADER_BYTES, IS_BUCKET, LEAF, MAGIC, META, META_BYTES,
-    VERSION, meta_sum,
+    VERSION,
 };
 
 /// The page size of the file, that of most systems.
@@ -193,7 +195,7 @@ impl Layout {
         for number in [ROOT_PAGE, 0, FREELIST_PAGE, self.pages, transaction] {
             body.extend_from_slice(&number.to_le_bytes());
         }
-        let sum = meta_sum(&body);
+        let sum = fnv1a(&body);
         body.extend_from_slice(&sum.to_le_bytes());
         page(id, META, 0, body)
     }

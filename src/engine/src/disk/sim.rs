@@ -13,31 +13,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use sharded_etcd_testkit::Dice;
 
 /// What is written as a whole or not at all.
 const SECTOR_BYTES: usize = 512;
-
-/// SplitMix64: a seed means the same on every machine and with every version of every library.
-#[derive(Debug, Clone)]
-pub struct Dice(pub(crate) u64);
-
-impl Dice {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
-    }
-
-    pub fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
 
 #[derive(Debug)]
 pub struct SimDisk(Mutex<State>);
@@ -169,7 +148,7 @@ impl State {
 impl SimDisk {
     pub fn new(seed: u64) -> Arc<Self> {
         Arc::new(Self(Mutex::new(State {
-            dice: Dice(seed),
+            dice: Dice::new(seed),
             error_one_in: 0,
             steps_left: u64::MAX,
             capacity: u64::MAX,

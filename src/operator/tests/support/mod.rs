@@ -19,7 +19,6 @@ pub mod fields;
 pub mod kinds;
 pub mod managers;
 pub mod normal;
-pub mod rng;
 pub mod selector;
 pub mod server;
 pub mod store;

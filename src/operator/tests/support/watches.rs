@@ -7,11 +7,11 @@ use futures::stream;
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use serde_json::{Value, json};
+use sharded_etcd_testkit::Dice;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
     kinds::Kind,
-    rng::Rng,
     selector::Selector,
     server::{Answer, Link, Watching, partial},
     store::{Change, Refusal, Store},
@@ -37,8 +37,8 @@ const BOOKMARKS: Duration = Duration::from_secs(60);
 fn delay(seed: u64, kind: &Kind, rv: u64) -> Duration {
     // A stretch of revisions shares a delay, so that whole bursts are late.
     let stretch = rv / 16;
-    let mut rng = Rng::new(seed ^ ((kind.index() as u64) << 32) ^ stretch);
-    if rng.percent(50) { Duration::ZERO } else { Duration::from_millis(rng.below(15_000)) }
+    let mut dice = Dice::new(seed ^ ((kind.index() as u64) << 32) ^ stretch);
+    if dice.percent(50) { Duration::ZERO } else { Duration::from_millis(dice.below(15_000)) }
 }
 
 /// The newest revision that a late cache of a kind shows.
@@ -64,7 +64,7 @@ struct Watcher {
     revision: watch::Receiver<u64>,
     bookmark_at: Instant,
     state: State,
-    rng: Rng,
+    dice: Dice,
 }
 
 /// The body of a watch's answer.
@@ -81,7 +81,7 @@ pub fn stream(link: Link, request: Request) -> Answer {
         revision,
         bookmark_at: Instant::now() + BOOKMARKS,
         state: State::Open,
-        rng: Rng::new(seed ^ ((request.kind.index() as u64) << 40) ^ start),
+        dice: Dice::new(seed ^ ((request.kind.index() as u64) << 40) ^ start),
         link,
         request,
     };
@@ -201,16 +201,16 @@ impl Watcher {
             let Some((what, object)) = self.seen(change) else { continue };
             let event = self.event(what, &object);
             match self.link.watching {
-                Watching::Gappy(_) if self.rng.percent(8) => {
-                    self.state = State::Blind(now + Duration::from_millis(500 + self.rng.below(20_000)));
+                Watching::Gappy(_) if self.dice.percent(8) => {
+                    self.state = State::Blind(now + Duration::from_millis(500 + self.dice.below(20_000)));
                     continue;
                 }
-                Watching::Twice(_) if self.rng.percent(20) => {
+                Watching::Twice(_) if self.dice.percent(20) => {
                     let again = if what == "ADDED" { self.event("MODIFIED", &object) } else { event.clone() };
                     self.ready.push_back(event);
                     self.ready.push_back(again);
                 }
-                Watching::Twice(_) if self.rng.percent(10) => {
+                Watching::Twice(_) if self.dice.percent(10) => {
                     self.ready.push_back(event);
                     self.state = State::Ended;
                     return None;
