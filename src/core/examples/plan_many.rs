@@ -24,6 +24,7 @@ fn observe(shards: u32, ranges: u32, owner: impl Fn(u32) -> u32) -> Observation 
         at: Bytes::from(format!("/d{i:07}/{part}/")),
         keys_before: 100 * part,
         bytes_before: (1 << 20) * part,
+        work_before: 0,
     };
     let view = |i: u32| RangeView {
         range: KeyRange::new(start(i), if i + 1 == ranges { Bytes::new() } else { start(i + 1) }),
@@ -31,6 +32,9 @@ fn observe(shards: u32, ranges: u32, owner: impl Fn(u32) -> u32) -> Observation 
         shard: shard_name(owner(i)),
         keys: 1000,
         bytes: 10 << 20,
+        work: 0,
+        hot: None,
+        rests: false,
         cuts: Some((1..10).map(|part| cut(i, part)).collect()),
         moving_to: None,
         moved_recently: false,

@@ -7,6 +7,7 @@ pub mod hash;
 pub mod keyspace;
 pub mod lease;
 pub mod line;
+pub mod load;
 pub mod moves;
 pub mod orders;
 pub mod placement;

@@ -62,6 +62,8 @@ const SPECS: &[&str] = &[
     "shards: 3\nrebalance: {bytesPerSecond: 1}",
     "shards: 3\nrebalance: {bytesPerSecond: true}",
     "shards: 3\nrebalance: {bytesPerSecond: -5}",
+    "shards: 3\nrebalance: {loadTolerance: 9}",
+    "shards: 3\nrebalance: {loadTolerance: much}",
     "shards: 3\ncompaction: {}",
     "shards: 3\ncompaction: {retention: 5}",
     "shards: 3\ncompaction: {retention: \"300\"}",

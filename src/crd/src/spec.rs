@@ -271,15 +271,19 @@ pub struct RebalanceSpec {
     /// Bound on the copying of all moves together, such as 64Mi; as fast as it goes if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_per_second: Option<Quantity>,
+    /// Differences of load between shards below this, in operations a second, are left alone; a write counts as four reads.
+    #[schemars(range(min = 10, max = 1_000_000_000))]
+    pub load_tolerance: i64,
 }
 
 impl Default for RebalanceSpec {
     fn default() -> Self {
-        let moves_max = Rebalance::default().moves_max;
+        let Rebalance { moves_max, load_tolerance, .. } = Rebalance::default();
         Self {
             mode: RebalanceModeSpec::Automatic,
             max_concurrent_moves: i64::from(moves_max),
             bytes_per_second: None,
+            load_tolerance: i64::try_from(load_tolerance).unwrap_or(i64::MAX),
         }
     }
 }

@@ -37,6 +37,9 @@ pub struct ShardedEtcdStatus {
     pub range_map: RangeMapStatus,
     /// Moves under way.
     pub moves: Vec<MoveStatus>,
+    /// What clients do; absent if they do next to nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load: Option<LoadStatus>,
 }
 
 /// One aspect of the state, in the shape of Kubernetes' own conditions.
@@ -175,6 +178,70 @@ pub struct MoveStatus {
     pub stall_ms: Option<i64>,
     /// Why it moves.
     pub reason: String,
+}
+
+/// What clients do, by the second: means over about a minute, with two significant digits.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoadStatus {
+    /// The shards that have any load.
+    pub shards: Vec<ShardLoad>,
+    /// The busiest ranges, at most 10.
+    #[schemars(length(max = 10))]
+    pub ranges: Vec<RangeLoad>,
+    /// The busiest keys, at most 10, if any has a load to speak of.
+    #[schemars(length(max = 10))]
+    pub keys: Vec<KeyLoad>,
+}
+
+/// What clients do on one shard, by the second.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ShardLoad {
+    /// The shard.
+    pub shard: String,
+    /// Requests that read.
+    pub reads: i64,
+    /// Requests that write.
+    pub writes: i64,
+    /// Bytes given to clients.
+    pub read_bytes: i64,
+    /// Bytes taken from clients.
+    pub written_bytes: i64,
+    /// Events sent to watchers.
+    pub watch_events: i64,
+    /// What it costs the shard: a read counts 1, a write 4, 16 KiB 1 more.
+    pub operations: i64,
+}
+
+/// What clients do in one range, by the second.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RangeLoad {
+    /// First key, in the notation of [`key_text`].
+    pub start: String,
+    /// First key after it; empty for the end of the keyspace.
+    pub end: String,
+    /// Its owner.
+    pub shard: String,
+    /// Requests that read.
+    pub reads: i64,
+    /// Requests that write.
+    pub writes: i64,
+    /// As of a shard.
+    pub operations: i64,
+}
+
+/// What clients do to one key, by the second.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct KeyLoad {
+    /// The key, in the notation of [`key_text`].
+    pub key: String,
+    /// The shard that it is on.
+    pub shard: String,
+    /// As of a shard, at least.
+    pub operations: i64,
 }
 
 /// A key as text: printable ASCII as it is, a backslash as `\\`, every other byte as `\xNN`.

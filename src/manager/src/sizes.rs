@@ -211,6 +211,7 @@ impl Sizes {
                 at: c.at.clone(),
                 keys_before: c.keys_before.saturating_sub(before.0),
                 bytes_before: c.bytes_before.saturating_sub(before.1),
+                work_before: 0,
             })
             .collect();
         known.insert(left.clone(), child(before, left_cuts));
@@ -247,6 +248,9 @@ impl Sizes {
                 shard: cut.name(entry.shard).to_owned(),
                 keys: size.keys,
                 bytes: size.bytes,
+                work: 0,
+                hot: None,
+                rests: false,
                 cuts: size.cuts,
                 moving_to: moving.get(&entry.rid).map(|&ix| cut.name(ix).to_owned()),
                 moved_recently: recent(entry),

@@ -204,6 +204,7 @@ fn without_counts(report: &TopologyReport) -> TopologyReport {
     let mut report = report.clone();
     let status = &mut report.status;
     (status.keys, status.bytes, status.revision, status.compact_revision) = (0, 0, 0, 0);
+    status.load = None;
     for shard in &mut status.topology {
         (shard.db_size, shard.keys, shard.bytes) = (0, 0, 0);
     }

@@ -135,6 +135,11 @@ impl RangeMap {
 
     /// The entries that share keys with `range`, in key order.
     pub fn overlapping<'a>(&'a self, range: &'a KeyRange) -> impl DoubleEndedIterator<Item = &'a RangeEntry> {
+        self.entries[self.span(range)].iter()
+    }
+
+    /// The indices in [`RangeMap::entries`] of those that share keys with `range`.
+    pub fn span(&self, range: &KeyRange) -> std::ops::Range<usize> {
         let from = self
             .entries
             .partition_point(|e| !e.range.end.is_empty() && e.range.end.as_ref() <= range.start.as_ref());
@@ -145,7 +150,7 @@ impl RangeMap {
         } else {
             self.entries.partition_point(|e| e.range.start.as_ref() < range.end.as_ref())
         };
-        self.entries[from..to.max(from)].iter()
+        from..to.max(from)
     }
 
     /// The entry of one ownership.

@@ -113,6 +113,18 @@ impl KeyRange {
     }
 }
 
+impl AsRef<KeyRange> for KeyRange {
+    fn as_ref(&self) -> &KeyRange {
+        self
+    }
+}
+
+impl AsRef<KeyRange> for RangeEntry {
+    fn as_ref(&self) -> &KeyRange {
+        &self.range
+    }
+}
+
 impl fmt::Display for KeyRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[{}, ", Printable(&self.start))?;

@@ -216,5 +216,5 @@ fn split_step(scene: &Scene<'_>, entry: &RangeEntry, at: &Bytes) -> Step {
 
 fn by_hand(scene: &Scene<'_>, from: ShardIx, action: Action) -> Step {
     let from = scene.name(from).to_owned();
-    Step { action, from, keys: 0, bytes: 0, reason: "asked for by hand".to_owned(), ready: true }
+    Step { action, from, keys: 0, bytes: 0, work: 0, reason: "asked for by hand".to_owned(), ready: true }
 }

@@ -210,6 +210,7 @@ fn a_plan_has_the_same_id_as_long_as_its_steps_are_the_same() {
         from: "shard-0".into(),
         keys,
         bytes: 0,
+        work: 0,
         reason: String::new(),
         ready: false,
     };

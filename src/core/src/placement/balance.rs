@@ -6,10 +6,11 @@ use bytes::Bytes;
 
 use super::{
     by_size::{Before, BySize},
-    model::{Choice, Load, Measure, Model, Part, PartAt, Piece, Shard, ShardAt},
+    model::{Choice, Cut, Load, Measure, Model, Part, PartAt, Piece, Shard, ShardAt},
     planner::Waits,
-    text::{bytes_text, count_text, ratio_text},
+    text::{bytes_text, count_text, ratio_text, work_text},
 };
+use crate::keyspace::{KeyRange, Printable};
 
 /// Shards looked at on the other side of a need: the neediest suffice, and the work stays bounded.
 const PARTNERS_MAX: usize = 4;
@@ -17,6 +18,13 @@ const PARTNERS_MAX: usize = 4;
 const RANGES_MAX: usize = 32;
 /// Deviations are reckoned in millionths of a mean shard.
 const SCALE: i128 = 1_000_000;
+/// A load is expected to last for so long: a move for its sake that costs the shards more than it takes off the one that
+/// has too much in this time is not made.
+const LOAD_SECONDS: u64 = 600;
+/// So many bytes that are moved cost the shards a read and a write, which is [`MOVE_WORK`].
+const MOVE_BYTES: u64 = 4096;
+/// See [`MOVE_BYTES`].
+const MOVE_WORK: u64 = 5;
 
 /// True if `load` is above 1.2 times `share`: what a shard must not be to count as balanced.
 pub(super) fn above(load: u64, share: u64) -> bool {
@@ -76,12 +84,19 @@ fn shortlist(
     let (giver, taker) = (&model.shards[from], &model.shards[to]);
     let excess = giver.load.of(need.measure).saturating_sub(giver.target.of(need.measure));
     let room = taker.target.of(need.measure).saturating_sub(taker.load.of(need.measure));
-    sizes.shortlist(model, (from, need.measure), excess.min(room), max, is_free)
+    sizes.shortlist(model, (from, need.measure), excess.min(room), max, |part| is_free(part, need.measure))
 }
 
-/// True if the part may be moved for balance.
-fn is_free(part: &Part) -> bool {
-    !part.moving && !part.settled && !part.bound && part.pinned.is_none()
+/// True if the part may be moved for balance of `measure`.
+fn is_free(part: &Part, measure: Measure) -> bool {
+    let rests = measure == Measure::Work && part.rests;
+    !part.moving && !part.settled && !part.bound && part.pinned.is_none() && !rests
+}
+
+/// True if moving `load` costs no more than taking `evened` operations a second off a shard is worth.
+fn pays(load: Load, evened: u64) -> bool {
+    let cost = u128::from(load.bytes) * u128::from(MOVE_WORK) / u128::from(MOVE_BYTES);
+    cost <= u128::from(evened) * u128::from(LOAD_SECONDS)
 }
 
 /// Why one choice is taken rather than another; the first field that differs decides, less is better.
@@ -112,6 +127,8 @@ enum Rank {
     WholeAndGood,
     /// Needs a split, and is as good as the best.
     PieceAndBest,
+    /// Needs two, and is as good as the best.
+    BetweenAndBest,
     /// All others.
     Other,
 }
@@ -125,6 +142,7 @@ impl Rank {
             Piece::Whole if is_best => Self::WholeAndBest,
             Piece::Whole if is_good => Self::WholeAndGood,
             Piece::Left(_) | Piece::Right(_) if is_best => Self::PieceAndBest,
+            Piece::Between(..) if is_best => Self::BetweenAndBest,
             _ => Self::Other,
         }
     }
@@ -132,11 +150,6 @@ impl Rank {
 
 fn scale(model: &Model<'_>, measure: Measure) -> i128 {
     i128::from(model.mean(measure).max(model.tolerance(measure)).max(1))
-}
-
-/// True if there is enough of it for any difference to matter.
-fn counts(model: &Model<'_>, measure: Measure) -> bool {
-    model.total.of(measure) >= model.tolerance(measure).max(1)
 }
 
 /// How far the shard is above what it should hold, negative if below, in millionths of a mean shard.
@@ -149,7 +162,7 @@ fn deviation(model: &Model<'_>, shard: &Shard, measure: Measure) -> i128 {
 fn needs(model: &Model<'_>) -> Vec<Need> {
     let mut needs = Vec::new();
     for (at, shard) in model.shards.iter().enumerate().filter(|(_, s)| s.takes()) {
-        let counted = Measure::ALL.into_iter().filter(|m| counts(model, *m));
+        let counted = Measure::ALL.into_iter().filter(|m| model.counts(*m));
         let matters = |m: Measure| shard.load.of(m).abs_diff(shard.target.of(m)) >= model.tolerance(m).max(1);
         // Who has enough of one measure is not given more for the sake of the other.
         let is_low = counted.clone().all(|m| below(shard.load.of(m), shard.target.of(m)));
@@ -172,7 +185,7 @@ fn best(model: &Model<'_>, sizes: &mut BySize, need: Need, ranges_max: usize) ->
     for partner in partners {
         let (from, to) = if need.gives { (need.shard, partner) } else { (partner, need.shard) };
         for part in shortlist(model, sizes, need, from, to, ranges_max) {
-            pieces(model, part, to, |piece, load| {
+            pieces(model, part, to, need.measure, |piece, load| {
                 if let Some((gain, overshoots)) = gain(model, from, to, load, need) {
                     candidates.push((gain, overshoots, load, Choice { part, piece, to }));
                 }
@@ -196,7 +209,7 @@ fn best(model: &Model<'_>, sizes: &mut BySize, need: Need, ranges_max: usize) ->
             keys: load.keys,
             start: match &choice.piece {
                 Piece::Whole | Piece::Left(_) => part.range.start.clone(),
-                Piece::Right(cut) => cut.at.clone(),
+                Piece::Right(cut) | Piece::Between(cut, _) => cut.at.clone(),
             },
             to: choice.to,
         }
@@ -221,8 +234,9 @@ fn partners(model: &Model<'_>, need: Need) -> Vec<ShardAt> {
 }
 
 /// Calls `take` with the pieces of a part that could be moved to `to`: the whole, and those left and right of a cut
-/// that come closest to what one has too much and the other too little of, and to what one move carries.
-fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, mut take: impl FnMut(Piece, Load)) {
+/// that come closest to what one has too much and the other too little of, and to what one move carries; for the sake of
+/// load the hottest piece between two cuts, too.
+fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, measure: Measure, mut take: impl FnMut(Piece, Load)) {
     let part = &model.parts[at];
     let max = model.limits.move_bytes_max;
     let indivisible = part.scanned() && part.cuts() == 0;
@@ -248,7 +262,7 @@ fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, mut take: impl FnMut(Piece
         }
     };
     let mut tried = Vec::with_capacity(16);
-    let wanted = Measure::ALL.iter().filter(|m| counts(model, **m)).map(|m| {
+    let wanted = Measure::ALL.iter().filter(|m| model.counts(**m)).map(|m| {
         let excess = giver.load.of(*m).saturating_sub(giver.target.of(*m));
         let room = taker.target.of(*m).saturating_sub(taker.load.of(*m));
         (*m, excess.min(room))
@@ -264,6 +278,64 @@ fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, mut take: impl FnMut(Piece
             }
         }
     }
+    if measure == Measure::Work {
+        let excess = giver.load.work.saturating_sub(giver.target.work);
+        let room = taker.target.work.saturating_sub(taker.load.work);
+        let found = hottest(part, excess.min(room)).filter(|(piece, load)| {
+            let is_legal = |cut: &Cut| model.topology.keyspace.rules.is_legal_boundary(&cut.at);
+            load.bytes <= max && matches!(piece, Piece::Between(a, b) if is_legal(a) && is_legal(b))
+        });
+        if let Some((piece, load)) = found {
+            take(piece, load);
+        }
+    }
+}
+
+/// The hottest slice of a part between two cuts next to each other, with the neighbours that are not cold beside it as long
+/// as all of it is not above `want`.
+fn hottest(part: &Part, want: u64) -> Option<(Piece, Load)> {
+    let cuts: Vec<Cut> = (0..part.cuts()).filter_map(|i| part.cut(i)).collect();
+    // Slice `i` ends at cut `i`; the last one ends where the part does.
+    let upto = |i: usize| match i.checked_sub(1) {
+        None => Load::default(),
+        Some(i) => cuts.get(i).map_or(part.load, |cut| cut.left),
+    };
+    let work = |i: usize| upto(i + 1).minus(upto(i)).work;
+    let seed = (0..=cuts.len()).reduce(|a, b| if work(b) > work(a) { b } else { a })?;
+    let (mut from, mut to, mut sum) = (seed, seed + 1, work(seed));
+    if sum == 0 {
+        return None;
+    }
+    loop {
+        let left = from.checked_sub(1).map(work);
+        let right = (to <= cuts.len()).then(|| work(to));
+        let fits = |more: &u64| sum + more <= want && more.saturating_mul(8) >= work(seed);
+        match (left.filter(fits), right.filter(fits)) {
+            (Some(l), r) if r.is_none_or(|r| l >= r) => (from, sum) = (from - 1, sum + l),
+            (_, Some(r)) => (to, sum) = (to + 1, sum + r),
+            _ => break,
+        }
+    }
+    let load = upto(to).minus(upto(from));
+    let first = from.checked_sub(1).and_then(|i| cuts.get(i)).cloned();
+    let piece = match (first, cuts.get(to - 1).cloned()) {
+        (None, None) => Piece::Whole,
+        (None, Some(end)) => Piece::Left(end),
+        (Some(start), None) => Piece::Right(start),
+        (Some(start), Some(end)) => Piece::Between(start, end),
+    };
+    Some((piece, load))
+}
+
+/// The keys of a piece of a part.
+fn keys_of(part: &Part, piece: &Piece) -> KeyRange {
+    let (start, end) = (part.range.start.clone(), part.range.end.clone());
+    match piece {
+        Piece::Whole => KeyRange { start, end },
+        Piece::Left(cut) => KeyRange { start, end: cut.at.clone() },
+        Piece::Right(cut) => KeyRange { start: cut.at.clone(), end },
+        Piece::Between(a, b) => KeyRange { start: a.at.clone(), end: b.at.clone() },
+    }
 }
 
 /// How much less the two shards deviate (sum of squares) after a move of `load`, and whether it goes beyond the goal;
@@ -271,7 +343,7 @@ fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, mut take: impl FnMut(Piece
 fn gain(model: &Model<'_>, from: ShardAt, to: ShardAt, load: Load, need: Need) -> Option<(i128, bool)> {
     let (giver, taker) = (&model.shards[from], &model.shards[to]);
     let (mut gain, mut size, mut overshoots, mut worth_it) = (0i128, 0i128, false, false);
-    for measure in Measure::ALL.into_iter().filter(|m| counts(model, *m)) {
+    for measure in Measure::ALL.into_iter().filter(|m| model.counts(*m)) {
         let tolerance = model.tolerance(measure);
         let moved = load.of(measure);
         let step = i128::from(moved) * SCALE / scale(model, measure);
@@ -290,6 +362,10 @@ fn gain(model: &Model<'_>, from: ShardAt, to: ShardAt, load: Load, need: Need) -
         // Nothing is moved for crumbs, unless they are a fair part of what is too much.
         worth_it |= measure == need.measure && (moved >= tolerance.max(1) || step * 5 >= need.distance);
     }
+    if need.measure == Measure::Work {
+        let excess = giver.load.work.saturating_sub(giver.target.work);
+        worth_it &= pays(load, load.work.min(excess));
+    }
     // Without this a piece twice the difference could be thrown to and fro: what it takes away must be clearly more
     // than what it could bring when the loads drift a little.
     let damped = gain > 0 && gain * 3 >= size * 2;
@@ -299,10 +375,7 @@ fn gain(model: &Model<'_>, from: ShardAt, to: ShardAt, load: Load, need: Need) -
 fn carry_out(model: &mut Model<'_>, need: Need, choice: &Choice) {
     let from = model.parts[choice.part].shard;
     let reason = {
-        let what = match need.measure {
-            Measure::Keys => "keys",
-            Measure::Bytes => "data",
-        };
+        let what = what_text(need.measure);
         let share = |shard: &Shard| ratio_text(shard.load.of(need.measure), shard.target.of(need.measure));
         let (giver, taker) = (&model.shards[from], &model.shards[choice.to]);
         format!(
@@ -316,34 +389,54 @@ fn carry_out(model: &mut Model<'_>, need: Need, choice: &Choice) {
     model.approach(choice, reason);
 }
 
+/// What a measure is called in "its share of".
+fn what_text(measure: Measure) -> &'static str {
+    match measure {
+        Measure::Keys => "keys",
+        Measure::Bytes => "data",
+        Measure::Work => "load",
+    }
+}
+
+fn amount_text(measure: Measure, n: u64) -> String {
+    match measure {
+        Measure::Keys => count_text(n, "key"),
+        Measure::Bytes => bytes_text(n),
+        Measure::Work => work_text(n),
+    }
+}
+
 /// Says why shards stay above or below their share.
 fn explain(model: &Model<'_>, waits: &mut Waits) {
     for (at, shard) in model.shards.iter().enumerate().filter(|(_, s)| s.holds()) {
+        let mut of_size = false;
         for measure in Measure::ALL {
             let (load, share) = (shard.load.of(measure), model.share(shard, measure));
-            if !above(load, share) {
+            let tolerance = model.tolerance(measure);
+            let is_small = load.saturating_sub(share) < tolerance;
+            // Bytes have the same reason as keys, mostly. A small load is nothing to speak of.
+            let is_told = if measure == Measure::Work { is_small } else { of_size };
+            if !above(load, share) || is_told {
                 continue;
             }
-            let tolerance = model.tolerance(measure);
-            let amount = |n: u64| match measure {
-                Measure::Keys => count_text(n, "key"),
-                Measure::Bytes => bytes_text(n),
-            };
-            let head = format!("it has {}, {} × its share", amount(load), ratio_text(load, share));
-            let reason = if load - share < tolerance {
+            of_size = true;
+            let amount = |n: u64| amount_text(measure, n);
+            let mut head = format!("it has {}, {} × its share", amount(load), ratio_text(load, share));
+            if measure == Measure::Work {
+                head.push_str(" of load");
+            }
+            let reason = if is_small {
                 format!("{head}, but a difference of {} is under {}", amount(load - share), amount(tolerance))
             } else {
                 format!("{head}; {}", why_stuck(model, at, measure, &amount))
             };
             waits.add(&shard.name, reason);
-            // The other measure has the same reason, mostly.
-            break;
         }
     }
     for need in needs(model).into_iter().filter(|need| !need.gives) {
         let shard = &model.shards[need.shard];
         let ratio = ratio_text(shard.load.of(need.measure), shard.target.of(need.measure));
-        let what = if need.measure == Measure::Keys { "keys" } else { "data" };
+        let what = what_text(need.measure);
         waits.add(
             &shard.name,
             format!("it has {ratio} × its share of {what}, and no range that others can spare fits"),
@@ -374,6 +467,12 @@ fn why_stuck(model: &Model<'_>, at: ShardAt, measure: Measure, amount: &dyn Fn(u
     if u128::from(settled) * 2 > u128::from(shard.load.of(measure)) {
         return format!("{} of it moved there recently and stay for now", amount(settled));
     }
+    if measure == Measure::Work {
+        let resting = sum(&|p| p.rests && !p.moving);
+        if u128::from(resting) * 2 > u128::from(shard.load.work) {
+            return format!("{} of it moved there lately and rest for now", amount(resting));
+        }
+    }
     let free = shard.parts.iter().map(|p| &model.parts[*p]).filter(|p| p.pinned.is_none() && !p.moving);
     // The first of equals in key order.
     let largest = free.max_by(|a, b| {
@@ -389,10 +488,37 @@ fn why_stuck(model: &Model<'_>, at: ShardAt, measure: Measure, amount: &dyn Fn(u
                 amount(part.load.of(measure))
             )
         }
+        Some(part) if measure == Measure::Work => why_hot(model, at, part),
         Some(part) => {
             let held = amount(part.load.of(measure));
             let why = if part.cuts() == 0 { "is one directory" } else { "has no boundary in a useful place" };
             format!("{} has {held} and {why}, so no move would help", part.range)
         }
     }
+}
+
+/// Why nothing is done about a shard's part with the most load.
+fn why_hot(model: &Model<'_>, at: ShardAt, part: &Part) -> String {
+    let shard = &model.shards[at];
+    let excess = shard.load.work.saturating_sub(shard.target.work);
+    let (keys, load) = match hottest(part, 0) {
+        Some((piece, load)) => (keys_of(part, &piece), load),
+        None => (part.range.clone(), part.load),
+    };
+    if let Some(hot) = part.hot.as_ref().filter(|hot| hot.work.saturating_mul(2) >= load.work.min(excess)) {
+        let (key, work) = (Printable(&hot.key), work_text(hot.work));
+        return format!(
+            "the key {key} alone has {work} of it, and no move or split parts the load of one key"
+        );
+    }
+    if load.work.saturating_mul(2) < excess {
+        let held = work_text(part.load.work);
+        return format!("{} has {held}, in pieces that others have no room for", part.range);
+    }
+    let held = work_text(load.work);
+    if !pays(load, load.work.min(excess)) {
+        let bytes = bytes_text(load.bytes);
+        return format!("{keys} has {held}, but to move its {bytes} costs more than it evens out");
+    }
+    format!("{keys} has {held} and cannot be parted, so no move would help")
 }

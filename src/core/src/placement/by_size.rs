@@ -40,7 +40,7 @@ pub(super) struct Before {
     shard: ShardAt,
     part: PartAt,
     start: Bytes,
-    loads: [u64; 2],
+    loads: [u64; Measure::ALL.len()],
 }
 
 impl Before {

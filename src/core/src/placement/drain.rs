@@ -80,7 +80,7 @@ pub(super) fn takers(model: &Model<'_>) -> Vec<ShardAt> {
             let (load, target) = (u128::from(shard.load.of(measure)), u128::from(shard.target.of(measure)));
             load * 1000 / target.max(1)
         };
-        Measure::ALL.map(permille).into_iter().max()
+        model.weighed().map(permille).max()
     };
     let mut takers = model
         .shards
@@ -145,19 +145,19 @@ fn overshoot(model: &Model<'_>, to: ShardAt, load: Load) -> u64 {
         let mean = u128::from(model.mean(measure)).max(1);
         u64::try_from((u128::from(beyond) * 1000).div_ceil(mean)).unwrap_or(u64::MAX)
     };
-    Measure::ALL.map(over).into_iter().fold(0, u64::saturating_add)
+    model.weighed().map(over).fold(0, u64::saturating_add)
 }
 
 fn preference(model: &Model<'_>, part: &Part, piece: &Piece, load: Load, to: ShardAt) -> Preference {
-    let size = Measure::ALL.map(|m| u128::from(load.of(m)) * 1000 / u128::from(model.mean(m)).max(1));
+    let size = model.weighed().map(|m| u128::from(load.of(m)) * 1000 / u128::from(model.mean(m)).max(1));
     Preference {
         overshoot: overshoot(model, to, load),
         splits: !matches!(piece, Piece::Whole),
-        size: Reverse(u64::try_from(size.into_iter().max().unwrap_or(0)).unwrap_or(u64::MAX)),
+        size: Reverse(u64::try_from(size.max().unwrap_or(0)).unwrap_or(u64::MAX)),
         apart: !model.touches(part, piece, to),
         start: match piece {
             Piece::Whole | Piece::Left(_) => part.range.start.clone(),
-            Piece::Right(cut) => cut.at.clone(),
+            Piece::Right(cut) | Piece::Between(cut, _) => cut.at.clone(),
         },
         to,
     }

@@ -60,7 +60,15 @@ pub(super) fn merge_pair(model: &mut Model<'_>, left: PartAt, right: PartAt, rea
     let ready = !l.planned && !r.planned;
     let action = Action::Merge { left: l.rid.clone(), right: r.rid.clone(), range };
     let from = model.shards[l.shard].name.clone();
-    model.steps.push(Step { action, from, keys: load.keys, bytes: load.bytes, reason, ready });
+    model.steps.push(Step {
+        action,
+        from,
+        keys: load.keys,
+        bytes: load.bytes,
+        work: load.work,
+        reason,
+        ready,
+    });
 }
 
 /// The part and its right neighbour, if they may be merged.

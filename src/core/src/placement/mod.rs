@@ -13,6 +13,7 @@
 //! - Damped: a step for balance is planned only if it takes away clearly more imbalance than a part of that size could
 //!   make elsewhere, so that a difference has to grow anew before anything moves back; and what is observed as moved
 //!   recently does not move for balance at all, so no range goes to and fro.
+//! - Worth it: for load nothing moves whose copying costs its shards more than it evens out in ten minutes.
 //! - Explained: every step and everything that is not done has a reason in words, with figures.
 //!
 //! # Policy, in this order
@@ -20,12 +21,13 @@
 //! 2. Pinned ranges are on their shard.
 //! 3. Directories that the rules keep together are not parted.
 //! 4. Shards that leave are emptied.
-//! 5. No shard is above 1.2 times or below 0.75 times what would be its share in keys or bytes; see [`Limits`] for
-//!    differences too small to matter.
+//! 5. No shard is above 1.2 times or below 0.75 times what would be its share in keys or bytes, nor above 1.2 times in
+//!    load; see [`Limits`] and `rebalance.loadTolerance` for differences too small to matter.
 //! 6. When nothing else is to be done, small neighbours on a shard with very many ranges are merged.
 //!
 //! # Assumptions
-//! Ranges in an observation are sorted and tile the keyspace; cut points are legal boundaries inside their range.
+//! Ranges in an observation are sorted and tile the keyspace; cut points are legal boundaries inside their range. Load has
+//! been made steady before ([`crate::load::Memory`]): the planner believes what it is given.
 
 mod balance;
 mod by_size;

@@ -1,12 +1,16 @@
 //! The planner's working copy of the state: it carries out each step as it is planned.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, fmt::Write, sync::Arc};
 
 use bytes::Bytes;
 
-use super::{Action, CutPoint, Limits, Observation, ShardState, Step, text::load_text};
+use super::{
+    Action, CutPoint, Limits, Observation, ShardState, Step,
+    text::{load_text, work_text},
+};
 use crate::{
     keyspace::{KeyRange, Rid},
+    load::HotKey,
     topology::{Topology, shard_index, shard_name},
 };
 
@@ -17,39 +21,52 @@ pub(super) enum Measure {
     Keys,
     /// Bytes of keys and values.
     Bytes,
+    /// What clients do, in operations a second.
+    Work,
 }
 
 impl Measure {
-    /// Both.
-    pub(super) const ALL: [Self; 2] = [Self::Keys, Self::Bytes];
+    /// All of them.
+    pub(super) const ALL: [Self; 3] = [Self::Keys, Self::Bytes, Self::Work];
 }
 
-/// Keys and bytes of a part or of a shard.
+/// Keys, bytes and work of a part or of a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct Load {
     /// Number of keys.
     pub(super) keys: u64,
     /// Bytes of keys and values.
     pub(super) bytes: u64,
+    /// What clients do, in operations a second.
+    pub(super) work: u64,
 }
 
 impl Load {
-    /// One of both.
+    /// One of them.
     pub(super) fn of(self, measure: Measure) -> u64 {
         match measure {
             Measure::Keys => self.keys,
             Measure::Bytes => self.bytes,
+            Measure::Work => self.work,
         }
     }
 
     /// The sum.
     pub(super) fn plus(self, other: Self) -> Self {
-        Self { keys: self.keys.saturating_add(other.keys), bytes: self.bytes.saturating_add(other.bytes) }
+        Self {
+            keys: self.keys.saturating_add(other.keys),
+            bytes: self.bytes.saturating_add(other.bytes),
+            work: self.work.saturating_add(other.work),
+        }
     }
 
     /// The difference, not below nothing.
     pub(super) fn minus(self, other: Self) -> Self {
-        Self { keys: self.keys.saturating_sub(other.keys), bytes: self.bytes.saturating_sub(other.bytes) }
+        Self {
+            keys: self.keys.saturating_sub(other.keys),
+            bytes: self.bytes.saturating_sub(other.bytes),
+            work: self.work.saturating_sub(other.work),
+        }
     }
 }
 
@@ -131,6 +148,10 @@ pub(super) struct Part {
     pub(super) moving: bool,
     /// Moved recently, by what was observed or by the plan.
     pub(super) settled: bool,
+    /// Not to be moved for its load now.
+    pub(super) rests: bool,
+    /// The key with a fair part of its work.
+    pub(super) hot: Option<HotKey>,
     /// Part of a directory that has to be brought together first.
     pub(super) bound: bool,
     /// Made by a split that is planned, so its id is not known yet.
@@ -168,12 +189,14 @@ pub(super) struct Choice {
     pub(super) to: ShardAt,
 }
 
-/// A part, or what is left or right of a cut in it.
+/// A part, or what is left or right of a cut in it, or between two.
 #[derive(Debug, Clone)]
 pub(super) enum Piece {
     Whole,
     Left(Cut),
     Right(Cut),
+    /// For its load: what is moved then is split off on both sides.
+    Between(Cut, Cut),
 }
 
 impl Part {
@@ -190,9 +213,14 @@ impl Part {
     /// The cut point with this index, if there are that many.
     pub(super) fn cut(&self, i: usize) -> Option<Cut> {
         let cut = self.cuts.all.as_ref()?.get(self.cuts.from..self.cuts.to)?.get(i)?;
-        let left = Load { keys: cut.keys_before, bytes: cut.bytes_before }.minus(self.cuts.before);
+        let left = Load { keys: cut.keys_before, bytes: cut.bytes_before, work: cut.work_before };
+        let left = left.minus(self.cuts.before);
         // An observation that contradicts itself must not make load out of nothing.
-        let left = Load { keys: left.keys.min(self.load.keys), bytes: left.bytes.min(self.load.bytes) };
+        let left = Load {
+            keys: left.keys.min(self.load.keys),
+            bytes: left.bytes.min(self.load.bytes),
+            work: left.work.min(self.load.work),
+        };
         Some(Cut { at: cut.at.clone(), left })
     }
 
@@ -215,7 +243,11 @@ impl Part {
             None => self.load,
         };
         let lower = below.checked_sub(1).and_then(|i| self.cut(i)).map_or(Load::default(), |cut| cut.left);
-        Load { keys: lower.keys.midpoint(upper.keys), bytes: lower.bytes.midpoint(upper.bytes) }
+        Load {
+            keys: lower.keys.midpoint(upper.keys),
+            bytes: lower.bytes.midpoint(upper.bytes),
+            work: lower.work.midpoint(upper.work),
+        }
     }
 }
 
@@ -267,7 +299,7 @@ impl<'a> Model<'a> {
         let mut total = Load::default();
         for view in &observation.ranges {
             let shard = at(&mut shards, view.moving_to.as_ref().unwrap_or(&view.shard));
-            let load = Load { keys: view.keys, bytes: view.bytes };
+            let load = Load { keys: view.keys, bytes: view.bytes, work: view.work };
             let nth = parts.len();
             let cuts = view.cuts.as_ref().map(|cuts| Arc::<[CutPoint]>::from(cuts.as_slice()));
             parts.push(Part {
@@ -278,6 +310,8 @@ impl<'a> Model<'a> {
                 pinned: covering_pin(&pins, &view.range),
                 moving: view.moving_to.is_some(),
                 settled: view.moved_recently,
+                rests: view.rests,
+                hot: view.hot.clone(),
                 bound: false,
                 planned: false,
                 cuts: Cuts {
@@ -311,7 +345,19 @@ impl<'a> Model<'a> {
         match measure {
             Measure::Keys => self.limits.tolerance_keys,
             Measure::Bytes => self.limits.tolerance_bytes,
+            Measure::Work => self.topology.rebalance.load_tolerance,
         }
+    }
+
+    /// True if there is enough of it for any difference to matter.
+    pub(super) fn counts(&self, measure: Measure) -> bool {
+        self.total.of(measure) >= self.tolerance(measure).max(1)
+    }
+
+    /// What decides where something goes that has to go: all measures, but for a load that is next to nothing.
+    pub(super) fn weighed(&self) -> impl Iterator<Item = Measure> + use<> {
+        let has_load = self.counts(Measure::Work);
+        Measure::ALL.into_iter().filter(move |m| *m != Measure::Work || has_load)
     }
 
     /// Mean of the shards that are to hold data.
@@ -348,6 +394,7 @@ impl<'a> Model<'a> {
             from: self.shards[part.shard].name.clone(),
             keys: part.load.keys,
             bytes: part.load.bytes,
+            work: part.load.work,
             reason,
             ready: !part.planned,
         });
@@ -363,6 +410,10 @@ impl<'a> Model<'a> {
         part.cuts.to = part.cuts.from + below;
         part.planned = true;
         part.next = Some(right);
+        let is_in =
+            |range: &KeyRange, hot: &Option<HotKey>| hot.as_ref().is_some_and(|h| range.contains(&h.key));
+        part.hot = part.hot.take().filter(|_| is_in(&part.range, &child.hot));
+        child.hot = child.hot.take().filter(|h| child.range.contains(&h.key));
         let shard = part.shard;
         if let Some(next) = child.next {
             self.parts[next].previous = Some(right);
@@ -384,6 +435,7 @@ impl<'a> Model<'a> {
             from: self.shards[part.shard].name.clone(),
             keys: part.load.keys,
             bytes: part.load.bytes,
+            work: part.load.work,
             reason,
             ready: !part.planned,
         });
@@ -399,15 +451,19 @@ impl<'a> Model<'a> {
     /// Plans the next step towards a choice, and carries it out: the move if it is a whole part, else the split. What
     /// follows the split is decided anew, as it will be when the split is done and observed.
     pub(super) fn approach(&mut self, choice: &Choice, reason: String) {
-        let (Piece::Left(cut) | Piece::Right(cut)) = &choice.piece else {
-            return self.move_part(choice.part, choice.to, reason);
-        };
-        let load = match choice.piece {
-            Piece::Right(_) => self.parts[choice.part].load.minus(cut.left),
-            _ => cut.left,
+        let whole = self.parts[choice.part].load;
+        let (cut, load) = match &choice.piece {
+            Piece::Whole => return self.move_part(choice.part, choice.to, reason),
+            Piece::Left(cut) => (cut, cut.left),
+            Piece::Right(cut) => (cut, whole.minus(cut.left)),
+            Piece::Between(first, second) => (first, second.left.minus(first.left)),
         };
         let to = &self.shards[choice.to].name;
-        let why = format!("so that {} can move to {to}", load_text(load.keys, load.bytes));
+        let mut why = format!("so that {}", load_text(load.keys, load.bytes));
+        if load.work > 0 {
+            let _ = write!(why, ", {}", work_text(load.work));
+        }
+        let _ = write!(why, " can move to {to}");
         self.split(choice.part, cut.at.clone(), why);
     }
 
@@ -418,6 +474,7 @@ impl<'a> Model<'a> {
             Piece::Whole => is_there(part.next) || is_there(part.previous),
             Piece::Left(_) => is_there(part.previous),
             Piece::Right(_) => is_there(part.next),
+            Piece::Between(..) => false,
         }
     }
 
@@ -468,6 +525,7 @@ impl<'a> Model<'a> {
                 match measure {
                     Measure::Keys => shard.target.keys = target,
                     Measure::Bytes => shard.target.bytes = target,
+                    Measure::Work => shard.target.work = target,
                 }
             }
         }

@@ -2,7 +2,10 @@
 
 use bytes::Bytes;
 
-use crate::keyspace::{KeyRange, Rid};
+use crate::{
+    keyspace::{KeyRange, Rid},
+    load::HotKey,
+};
 
 /// The state of a topology at one generation of its range map.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +59,12 @@ pub struct RangeView {
     /// `None`: not known, as the range was not scanned since it came to be; it is then never split for its size, and
     /// not moved for balance if it is too large for one move.
     pub cuts: Option<Vec<CutPoint>>,
+    /// What clients do to it, in operations a second (see [`crate::load::Rates::work`]), at its highest of late.
+    pub work: u64,
+    /// The key with a fair part of that, if there is one.
+    pub hot: Option<HotKey>,
+    /// True if it was moved so recently, or so often, that it is not moved for its load now.
+    pub rests: bool,
     /// Name of the shard that a move under way takes it to.
     pub moving_to: Option<String>,
     /// True if it was moved so recently that it should stay for now; pins and drains move it all the same.
@@ -71,6 +80,8 @@ pub struct CutPoint {
     pub keys_before: u64,
     /// Bytes of the range before it.
     pub bytes_before: u64,
+    /// Of the range's work, what is done to keys before it: what [`crate::load::cuts_with_work`] gives, else 0.
+    pub work_before: u64,
 }
 
 /// Sizes and numbers that bound what is planned.

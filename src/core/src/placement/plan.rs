@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::text::{bytes_text, load_text};
+use super::text::{bytes_text, load_text, work_text};
 use crate::keyspace::{KeyRange, Printable, Rid};
 
 /// What to do next, and why the rest is not done. Immutable: after any change a new one is made.
@@ -17,12 +17,14 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What is not done, and why.
     pub waits: Vec<Wait>,
-    /// True if no shard is above 1.2 times the mean in keys or bytes, small differences left aside.
+    /// True if no shard is above 1.2 times the mean in keys, bytes or load, small differences left aside.
     pub balanced: bool,
     /// How keys are spread now.
     pub keys: Figures,
     /// How bytes are spread now.
     pub bytes: Figures,
+    /// How load is spread, in operations a second at its highest of late; see [`crate::load::Rates::work`].
+    pub load: Figures,
     /// True if the way to the goal is longer than the plan.
     pub truncated: bool,
 }
@@ -38,6 +40,8 @@ pub struct Step {
     pub keys: u64,
     /// Bytes that the step moves, or that the ranges it changes hold.
     pub bytes: u64,
+    /// Load of these keys, in operations a second.
+    pub work: u64,
     /// Why, for people.
     pub reason: String,
     /// True if it can begin now, beside all others that are ready: nothing before it has to be done first, and
@@ -146,7 +150,11 @@ impl Step {
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}): {}", self.what(), load_text(self.keys, self.bytes), self.reason)
+        write!(f, "{} ({}", self.what(), load_text(self.keys, self.bytes))?;
+        if self.work > 0 {
+            write!(f, ", {}", work_text(self.work))?;
+        }
+        write!(f, "): {}", self.reason)
     }
 }
 
@@ -162,6 +170,10 @@ impl fmt::Display for Plan {
         figure(f, &self.keys, "keys", self.keys.highest.to_string())?;
         f.write_str("; ")?;
         figure(f, &self.bytes, "of data", bytes_text(self.bytes.highest))?;
+        if self.load.total > 0 {
+            f.write_str("; ")?;
+            figure(f, &self.load, "of load", work_text(self.load.highest))?;
+        }
         for step in &self.steps {
             let mark = if step.ready { "now" } else { "then" };
             write!(f, "\n{mark}: {step}")?;
@@ -183,6 +195,7 @@ impl Serialize for Plan {
             balanced: bool,
             keys: &'a Figures,
             bytes: &'a Figures,
+            load: &'a Figures,
             truncated: bool,
             steps: Vec<ShownStep<'a>>,
             waits: &'a [Wait],
@@ -192,6 +205,7 @@ impl Serialize for Plan {
             balanced: self.balanced,
             keys: &self.keys,
             bytes: &self.bytes,
+            load: &self.load,
             truncated: self.truncated,
             steps: self.steps.iter().map(ShownStep::of).collect(),
             waits: &self.waits,
@@ -213,6 +227,7 @@ struct ShownStep<'a> {
     to: Option<&'a str>,
     keys: u64,
     bytes: u64,
+    load: u64,
     ready: bool,
     reason: &'a str,
 }
@@ -234,6 +249,7 @@ impl<'a> ShownStep<'a> {
             to,
             keys: step.keys,
             bytes: step.bytes,
+            load: step.work,
             ready: step.ready,
             reason: &step.reason,
         }

@@ -28,7 +28,7 @@ pub fn plan_approved(
     approved: &[StepKey],
 ) -> Plan {
     let mut model = Model::new(observation, topology, limits);
-    let (keys, bytes) = (figures(&model, Measure::Keys), figures(&model, Measure::Bytes));
+    let [keys, bytes, load] = Measure::ALL.map(|measure| figures(&model, measure));
     let balanced = Measure::ALL.iter().all(|m| (0..model.shards.len()).all(|s| !above_mean(&model, s, *m)));
     let mut waits = Waits::default();
     report_shards(&model, &mut waits);
@@ -56,6 +56,7 @@ pub fn plan_approved(
         balanced,
         keys,
         bytes,
+        load,
         truncated,
     }
 }

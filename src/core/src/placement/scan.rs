@@ -108,7 +108,10 @@ impl<'a> CutScan<'a> {
 
     fn push(&mut self, at: Bytes, wanted: bool) {
         self.ordinary += usize::from(!wanted);
-        self.cuts.push((CutPoint { at, keys_before: self.keys, bytes_before: self.bytes }, wanted));
+        self.cuts.push((
+            CutPoint { at, keys_before: self.keys, bytes_before: self.bytes, work_before: 0 },
+            wanted,
+        ));
     }
 
     /// Widens the distance until at most half of the bound is left.

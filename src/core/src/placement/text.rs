@@ -32,6 +32,11 @@ pub(super) fn load_text(keys: u64, bytes: u64) -> String {
     format!("{}, {}", count_text(keys, "key"), bytes_text(bytes))
 }
 
+/// Work, as in `1200 ops/s`.
+pub(super) fn work_text(work: u64) -> String {
+    format!("{work} ops/s")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

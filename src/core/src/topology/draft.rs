@@ -19,6 +19,12 @@ pub const PREFIX_BYTES_MAX: usize = 1024;
 pub const CONCURRENT_MOVES_MAX: u32 = 64;
 /// Slowest allowed copying: slower, and a busy range would never catch up with its own writes.
 pub const BYTES_PER_SECOND_MIN: u64 = 64 << 10;
+/// Default of `spec.rebalance.loadTolerance`, in operations a second: a part of what the slowest shard does.
+pub const LOAD_TOLERANCE: u64 = 1000;
+/// Least `spec.rebalance.loadTolerance`: below it is noise.
+pub const LOAD_TOLERANCE_MIN: u64 = 10;
+/// Most, which no shard reaches: nothing moves for load.
+pub const LOAD_TOLERANCE_MAX: u64 = 1_000_000_000;
 /// Smallest quota of a shard.
 pub const QUOTA_BYTES_MIN: u64 = 16 << 20;
 /// Shortest retention of history: paginated lists and watches that resume need some.
@@ -48,6 +54,8 @@ pub struct Draft {
     pub moves_max: i64,
     /// `spec.rebalance.bytesPerSecond`.
     pub bytes_per_second_max: Option<u64>,
+    /// `spec.rebalance.loadTolerance`.
+    pub load_tolerance: i64,
     /// `spec.compaction.retention`.
     pub compaction_retention: Option<Duration>,
     /// `spec.etcd.quota`.
@@ -77,6 +85,7 @@ impl Draft {
             mode: rebalance.mode,
             moves_max: i64::from(rebalance.moves_max),
             bytes_per_second_max: None,
+            load_tolerance: LOAD_TOLERANCE as i64,
             compaction_retention: None,
             quota_bytes: None,
         }
@@ -117,6 +126,7 @@ pub fn validate(draft: Draft) -> Result<Topology, Vec<FieldError>> {
     let presplit = check.presplit(&rules, draft.presplit);
     let pins = check.pins(&rules, shards, draft.pins);
     let moves_max = check.moves_max(draft.moves_max);
+    let load_tolerance = check.load_tolerance(draft.load_tolerance);
     check.limits(draft.bytes_per_second_max, draft.compaction_retention, draft.quota_bytes);
     if !check.errors.is_empty() {
         return Err(check.errors);
@@ -130,6 +140,7 @@ pub fn validate(draft: Draft) -> Result<Topology, Vec<FieldError>> {
             mode: draft.mode,
             moves_max,
             bytes_per_second_max: draft.bytes_per_second_max,
+            load_tolerance,
         },
         compaction_retention: draft.compaction_retention,
         quota_bytes: draft.quota_bytes,
@@ -187,6 +198,21 @@ impl Check {
                     format!("{moves_max} is out of range; write 1 to {CONCURRENT_MOVES_MAX}{remedy}"),
                 );
                 1
+            }
+        }
+    }
+
+    fn load_tolerance(&mut self, tolerance: i64) -> u64 {
+        match u64::try_from(tolerance) {
+            Ok(n @ LOAD_TOLERANCE_MIN..=LOAD_TOLERANCE_MAX) => n,
+            _ => {
+                self.wrong(
+                    "spec.rebalance.loadTolerance",
+                    format!(
+                        "{tolerance} is out of range; write {LOAD_TOLERANCE_MIN} to {LOAD_TOLERANCE_MAX}"
+                    ),
+                );
+                LOAD_TOLERANCE
             }
         }
     }
@@ -438,6 +464,7 @@ mod tests {
         assert_eq!(refused(|d| d.shards = 1025), "spec.shards: 1025 is out of range; write 1 to 1024");
         assert!(refused(|d| d.moves_max = 0).contains("set mode: Paused"));
         assert!(refused(|d| d.moves_max = 65).contains("write 1 to 64"));
+        assert!(refused(|d| d.load_tolerance = 9).contains("write 10 to 1000000000"));
         assert!(refused(|d| d.bytes_per_second_max = Some(1)).contains("at least 64Ki"));
         assert!(refused(|d| d.compaction_retention = Some(Duration::ZERO)).contains("at least 1s"));
         assert!(refused(|d| d.quota_bytes = Some(1)).contains("at least 16Mi"));

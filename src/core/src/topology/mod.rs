@@ -15,8 +15,9 @@ use bytes::Bytes;
 use crate::keyspace::Rules;
 
 pub use draft::{
-    BOUNDARIES_MAX, BYTES_PER_SECOND_MIN, CONCURRENT_MOVES_MAX, Draft, DraftPin, FieldError, NAME_BYTES_MAX,
-    PREFIX_BYTES_MAX, QUOTA_BYTES_MIN, RETENTION_MIN, SHARDS_MAX, validate,
+    BOUNDARIES_MAX, BYTES_PER_SECOND_MIN, CONCURRENT_MOVES_MAX, Draft, DraftPin, FieldError, LOAD_TOLERANCE,
+    LOAD_TOLERANCE_MAX, LOAD_TOLERANCE_MIN, NAME_BYTES_MAX, PREFIX_BYTES_MAX, QUOTA_BYTES_MIN, RETENTION_MIN,
+    SHARDS_MAX, validate,
 };
 pub use layout::PinnedRange;
 
@@ -69,11 +70,19 @@ pub struct Rebalance {
     pub moves_max: u32,
     /// Bound on the copying of all moves together, in bytes a second; `None`: as fast as it goes.
     pub bytes_per_second_max: Option<u64>,
+    /// Differences of load between shards below this, in operations a second, are left alone;
+    /// [`LOAD_TOLERANCE_MIN`] to [`LOAD_TOLERANCE_MAX`]. See [`crate::load::Rates::work`].
+    pub load_tolerance: u64,
 }
 
 impl Default for Rebalance {
     fn default() -> Self {
-        Self { mode: RebalanceMode::Automatic, moves_max: 1, bytes_per_second_max: None }
+        Self {
+            mode: RebalanceMode::Automatic,
+            moves_max: 1,
+            bytes_per_second_max: None,
+            load_tolerance: LOAD_TOLERANCE,
+        }
     }
 }
 

@@ -27,7 +27,7 @@ const GOOD: &[&str] = &[
     "shards: 3, proxy: {replicas: 100, service: {type: LoadBalancer, annotations: {example.com/lb: internal}}}",
     "shards: 3, proxy: {disruption: {maxUnavailable: '25%'}}",
     "shards: 3, proxy: {replicas: 3, disruption: {minAvailable: 2}}, shardManager: {replicas: 5}",
-    "shards: 3, rebalance: {mode: Paused, maxConcurrentMoves: 64, bytesPerSecond: 64Ki}",
+    "shards: 3, rebalance: {mode: Paused, maxConcurrentMoves: 64, bytesPerSecond: 64Ki, loadTolerance: 10}",
     "shards: 3, rebalance: {bytesPerSecond: 1048576}, compaction: {retention: 1h30m}",
 ];
 
@@ -108,7 +108,7 @@ pub(crate) async fn defaults_show(cluster: &Cluster) {
             "meta": {"members": 3, "storage": {"size": "2Gi", "retain": "Delete"}},
             "proxy": {"replicas": 2, "service": {"type": "ClusterIP"}},
             "shardManager": {"replicas": 2},
-            "rebalance": {"mode": "Automatic", "maxConcurrentMoves": 1},
+            "rebalance": {"mode": "Automatic", "maxConcurrentMoves": 1, "loadTolerance": 1000},
         })
     );
     // What the API server hands out is a good file, and asks for the same topology as what was written.

@@ -1,6 +1,6 @@
 //! Keeps a status from being written again and again as counts go up and down.
 //!
-//! Counts (keys, bytes, revisions, sizes, progress) are taken over
+//! Counts (keys, bytes, revisions, sizes, load, progress) are taken over
 //!
 //! - together with any other change, or
 //! - when a count of keys or bytes is off by more than 5 % (and by more than 100 keys, or 1 MiB), or a move has got on by
@@ -38,6 +38,7 @@ fn without_counts(status: &ShardedEtcdStatus) -> ShardedEtcdStatus {
     status.bytes = 0;
     status.revision = 0;
     status.compact_revision = 0;
+    status.load = None;
     for condition in status.conditions.iter_mut().filter(|condition| condition.type_ == super::BALANCED) {
         condition.message = without_digits(&condition.message);
     }

@@ -64,6 +64,7 @@ fn edits() -> Vec<(&'static str, Value, Effect)> {
         ("rebalance.mode", json!("Paused"), Changes),
         ("rebalance.maxConcurrentMoves", json!(4), Changes),
         ("rebalance.bytesPerSecond", json!("64Mi"), Changes),
+        ("rebalance.loadTolerance", json!(5000), Changes),
         ("compaction.retention", json!("10m"), Changes),
     ]
 }
