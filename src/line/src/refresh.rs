@@ -9,6 +9,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use sharded_etcd_core::records;
 use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_serve::{Mailbox, Round, home};
 use sharded_etcd_shard::ShardError;
 use tokio::sync::oneshot;
 
@@ -22,7 +23,7 @@ type Answer = Result<i64, ShardError>;
 /// Requests that wait for a read of the log's end which begins after they arrived.
 #[derive(Default)]
 pub(crate) struct Refresher {
-    waiting: Mutex<Vec<oneshot::Sender<Answer>>>,
+    waiting: Mutex<Vec<(oneshot::Sender<Answer>, Option<Arc<Mailbox>>)>>,
     wake: Wake,
 }
 
@@ -30,7 +31,7 @@ impl Refresher {
     /// The log's end at a moment after this call.
     pub(crate) async fn position(&self, most: Duration) -> Result<i64, LineError> {
         let (answer, position) = oneshot::channel();
-        self.waiting.lock().push(answer);
+        self.waiting.lock().push((answer, home()));
         self.wake.notify_one();
         match tokio::time::timeout(most, position).await {
             Ok(Ok(position)) => position.map_err(LineError::Meta),
@@ -54,9 +55,13 @@ impl Line {
             }
             let answer = self.read_end_patiently().await;
             self.stats.refreshes.fetch_add(1, Ordering::Relaxed);
-            for waiting in batch {
-                // The receiver may have given up.
-                let _ = waiting.send(answer.clone());
+            let mut round = Round::new();
+            for (waiting, mailbox) in batch {
+                let answer = answer.clone();
+                round.bring(mailbox.as_ref(), move || {
+                    // The receiver may have given up.
+                    let _ = waiting.send(answer);
+                });
             }
         }
     }

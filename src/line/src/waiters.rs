@@ -5,11 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
 use sharded_etcd_core::keyspace::ShardIx;
+use sharded_etcd_serve::{Mailbox, Round, home};
 use tokio::sync::oneshot;
 
 use crate::Cut;
 
-type Answer = oneshot::Sender<Arc<Cut>>;
+/// The way to one that waits, and the mailbox of its thread.
+type Answer = (oneshot::Sender<Arc<Cut>>, Option<Arc<Mailbox>>);
 /// By what is waited for, then by order of arrival.
 type Queue = BTreeMap<(i64, u64), Answer>;
 
@@ -75,7 +77,7 @@ impl Waiters {
         queues.arrivals += 1;
         let arrival = queues.arrivals;
         let (queue, at) = queues.queue(until);
-        queue.insert((at, arrival), sender);
+        queue.insert((at, arrival), (sender, home()));
         Waiting { waiters: self, until, arrival, answer }
     }
 
@@ -89,9 +91,13 @@ impl Waiters {
                 take(queue, v, &mut met);
             }
         }
-        for answer in met {
-            // Whoever gave up does not want it any more.
-            let _ = answer.send(Arc::clone(cut));
+        let mut round = Round::new();
+        for (answer, mailbox) in met {
+            let cut = Arc::clone(cut);
+            round.bring(mailbox.as_ref(), move || {
+                // Whoever gave up does not want it any more.
+                let _ = answer.send(cut);
+            });
         }
     }
 

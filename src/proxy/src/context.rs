@@ -83,6 +83,8 @@ pub struct Context {
     pub shutdown: CancellationToken,
     /// Everything that runs in the background is spawned here.
     pub tasks: TaskTracker,
+    /// For what a request begins and does not wait for: it outlives the threads that serve clients.
+    pub runtime: tokio::runtime::Handle,
     /// The raft term that clients see: meta's, when the proxy started.
     pub raft_term: u64,
 }

@@ -1,6 +1,6 @@
 //! A whole proxy: its parts, wired, behind one listener.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZero, sync::Arc, time::Duration};
 
 use sharded_etcd_core::keyspace::ShardIx;
 use sharded_etcd_etcd_api::etcdserverpb::{
@@ -8,13 +8,11 @@ use sharded_etcd_etcd_api::etcdserverpb::{
     maintenance_server::MaintenanceServer, watch_server::WatchServer,
 };
 use sharded_etcd_line::{Line, Shards};
+use sharded_etcd_serve::{ServeError, serve_on_threads};
 use sharded_etcd_shard::ShardError;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{service::Routes, transport::Server};
 
 use crate::{
     context::{Context, Identity, Limits},
@@ -80,7 +78,7 @@ pub enum ProxyError {
     Meta(#[source] ShardError),
     /// The listener failed.
     #[error("the client port failed")]
-    Serve(#[source] tonic::transport::Error),
+    Serve(#[source] ServeError),
 }
 
 /// A running proxy.
@@ -109,6 +107,7 @@ impl Proxy {
             draining: CancellationToken::new(),
             shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            runtime: tokio::runtime::Handle::current(),
             raft_term: status.raft_term,
         });
         let leases = Leases::start(Arc::clone(&ctx));
@@ -184,36 +183,36 @@ impl Proxy {
             .prepare()
             .into_axum_router()
             .merge(http::router(c()));
-        // Watches and keep-alive streams see the proxy's own shutdown and end; else the server would wait for them.
-        let Drain { delay, max } = self.drain;
-        let stop = {
-            let ctx = c();
-            async move {
-                shutdown.cancelled().await;
-                ctx.draining.cancel();
-                if !delay.is_zero() {
-                    tracing::info!(seconds = delay.as_secs_f32(), "told to stop; serving on for a while");
-                    tokio::time::sleep(delay).await;
-                }
-                ctx.shutdown.cancel();
-            }
-        };
-        let serving = Server::builder()
+        let server = Server::builder()
             .accept_http1(true)
             .max_concurrent_streams(Some(u32::MAX >> 1))
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(8 << 20)
-            .add_routes(Routes::from(router))
-            .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop);
-        let mut serving = std::pin::pin!(serving);
+            .initial_connection_window_size(8 << 20);
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        // Watches and keep-alive streams see the proxy's own shutdown and end; else the server would wait for them.
+        let serving =
+            serve_on_threads(vec![listener], server, Routes::from(router), threads, ctx.shutdown.clone());
+        let Drain { delay, max } = self.drain;
+        let told = async {
+            shutdown.cancelled().await;
+            ctx.draining.cancel();
+            if !delay.is_zero() {
+                tracing::info!(seconds = delay.as_secs_f32(), "told to stop; serving on for a while");
+                tokio::time::sleep(delay).await;
+            }
+            ctx.shutdown.cancel();
+            std::future::pending().await
+        };
+        let late = async {
+            ctx.shutdown.cancelled().await;
+            tokio::time::sleep(max).await;
+            tracing::warn!("requests under way did not end in time");
+        };
         let result = tokio::select! {
-            result = &mut serving => result,
-            () = async {
-                ctx.shutdown.cancelled().await;
-                tokio::time::sleep(max).await;
-                tracing::warn!("requests under way did not end in time");
-            } => Ok(()),
+            result = serving => result,
+            () = late => Ok(()),
+            never = told => never,
         };
         self.stop().await;
         result.map_err(ProxyError::Serve)

@@ -8,6 +8,7 @@ use std::{
 
 use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
 use sharded_etcd_core::{keyspace::ShardIx, line::Fold};
+use sharded_etcd_serve::{Mailbox, Round};
 use sharded_etcd_shard::Result;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -39,7 +40,7 @@ pub(crate) enum Message {
     Ready { phase: Phase, shard: ShardIx, revisions: Vec<Arc<Revision>>, upto: i64 },
     Gap { phase: Phase, shard: ShardIx, upto: i64 },
     GraceOver { shard: ShardIx, ready: i64 },
-    Open { stream: StreamId, room: Arc<Room>, deliveries: mpsc::Sender<Delivery> },
+    Open { stream: StreamId, room: Arc<Room>, deliveries: Deliveries },
     Close { stream: StreamId },
     Watch { stream: StreamId, id: WatcherId, spec: Arc<WatchSpec>, reply: oneshot::Sender<i64> },
     Cancel { id: WatcherId, reply: oneshot::Sender<()> },
@@ -49,6 +50,13 @@ pub(crate) enum Message {
     Fetched { id: WatcherId, outcome: FetchOutcome },
     Replayed { replay: ReplayId, revisions: Vec<Arc<Revision>>, upto: i64, reply: oneshot::Sender<bool> },
     ReplayEnded { replay: ReplayId, outcome: ReplayOutcome },
+}
+
+/// The way to a client stream.
+pub(crate) struct Deliveries {
+    pub(crate) to: mpsc::Sender<Delivery>,
+    /// The mailbox of the stream's thread.
+    pub(crate) mailbox: Option<Arc<Mailbox>>,
 }
 
 /// Whether anybody watches.
@@ -65,7 +73,7 @@ pub(crate) struct Actor {
     options: HubOptions,
     merge: Merge,
     inbox: mpsc::Receiver<Message>,
-    streams: BTreeMap<StreamId, mpsc::Sender<Delivery>>,
+    streams: BTreeMap<StreamId, Deliveries>,
     /// Watchers that want previous key-value pairs, as they are in the readers' index.
     wanted: HashMap<WatcherId, Arc<WatchSpec>>,
     /// Ends the base stream of each shard that has one.
@@ -199,16 +207,23 @@ impl Actor {
     }
 
     fn carry_out(&mut self) {
+        let mut round = Round::new();
         for effect in self.merge.take_effects() {
             match effect {
                 Effect::Deliver(stream, delivery) => {
                     if let Delivery::Ended { watcher, .. } = delivery {
                         self.no_longer_wanted(watcher);
                     }
-                    let sent = self.streams.get(&stream).map(|to| to.try_send(delivery));
-                    // Room was taken for it, so it fails only if the stream is over.
-                    if let Some(Err(_)) = sent {
-                        self.close(stream);
+                    match self.streams.get(&stream) {
+                        Some(deliveries) if deliveries.to.is_closed() => self.close(stream),
+                        Some(Deliveries { to, mailbox }) => {
+                            let to = to.clone();
+                            round.bring(mailbox.as_ref(), move || {
+                                // Room was taken for it, so it fails only if the stream has just ended.
+                                let _ = to.try_send(delivery);
+                            });
+                        }
+                        None => {}
                     }
                 }
                 Effect::Grace(shard, ready) => {
@@ -308,7 +323,12 @@ impl Actor {
     }
 
     fn publish(&mut self) {
-        let gone: Vec<_> = self.streams.iter().filter(|(_, to)| to.is_closed()).map(|(&id, _)| id).collect();
+        let gone: Vec<_> = self
+            .streams
+            .iter()
+            .filter(|(_, deliveries)| deliveries.to.is_closed())
+            .map(|(&id, _)| id)
+            .collect();
         for stream in gone {
             self.close(stream);
         }

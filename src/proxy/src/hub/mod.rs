@@ -28,10 +28,11 @@ use std::{
 };
 
 use sharded_etcd_core::keyspace::ShardIx;
+use sharded_etcd_serve::home;
 use tokio::sync::{broadcast, mpsc};
 
 use crate::context::Context;
-use actor::{Actor, Message};
+use actor::{Actor, Deliveries, Message};
 use read::Reading;
 use room::Room;
 
@@ -135,7 +136,8 @@ impl Hub {
         let stream = self.ids.fetch_add(1, Ordering::Relaxed);
         let (to, deliveries) = mpsc::channel(room::DELIVERIES_MAX);
         let room = Arc::new(Room::default());
-        let message = Message::Open { stream, room: Arc::clone(&room), deliveries: to };
+        let deliveries_to = Deliveries { to, mailbox: home() };
+        let message = Message::Open { stream, room: Arc::clone(&room), deliveries: deliveries_to };
         self.inbox.send(message).await.map_err(|_| HubStopped)?;
         Ok(HubStream { stream, ids: Arc::clone(&self.ids), hub: self.inbox.clone(), room, deliveries })
     }

@@ -98,7 +98,7 @@ impl Leases {
         let (answer, cleared) = oneshot::channel();
         let this = Arc::clone(self);
         // Goes on if the client gives up.
-        self.ctx.tasks.spawn(async move {
+        let revoking = async move {
             let _permit = permit;
             let mut attempt = Attempt::new(id, Asked::Revoke);
             let result = this.clear(&mut attempt).await;
@@ -114,7 +114,8 @@ impl Leases {
             if go_on {
                 this.finish(&mut attempt).await;
             }
-        });
+        };
+        self.ctx.tasks.spawn_on(revoking, &self.ctx.runtime);
         match cleared.await {
             Ok(Ok(Cleared::Revoked)) => Ok(pb::LeaseRevokeResponse { header: self.header() }),
             Ok(Ok(Cleared::Before | Cleared::Alive | Cleared::Busy)) => Err(not_found()),

@@ -88,6 +88,7 @@ impl Proxy {
             draining: CancellationToken::new(),
             shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            runtime: tokio::runtime::Handle::current(),
             raft_term: 2,
         });
         let leases = Leases::start_with(Arc::clone(&ctx), options);

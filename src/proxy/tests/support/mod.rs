@@ -127,6 +127,7 @@ impl Topology {
             draining: CancellationToken::new(),
             shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            runtime: tokio::runtime::Handle::current(),
             raft_term: 2,
         })
     }

@@ -1,6 +1,9 @@
 //! The connections to all members of one etcd cluster, as the service that tonic's clients send through.
+//!
+//! A thread that serves clients has connections of its own: an answer that arrives on another thread costs a wake-up more.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,7 +15,7 @@ use std::{
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 use tonic::{body::Body, codegen::Service};
 
@@ -44,11 +47,28 @@ struct Shared {
 #[derive(Debug)]
 struct Member {
     endpoint: Endpoint,
-    connections: Vec<Arc<Connection>>,
+    options: Arc<EtcdOptions>,
+    /// For all threads that do not serve.
+    shared: Vec<Arc<Connection>>,
+    /// By the number of the thread that serves. Not more than there ever were, and closed when their thread ends.
+    own: RwLock<HashMap<usize, Arc<Connection>>>,
     suspended_until: Mutex<Option<Instant>>,
 }
 
 impl Member {
+    /// The connection whose turn it is among those for this thread.
+    fn connection(&self, turn: usize) -> Arc<Connection> {
+        let thread = sharded_etcd_serve::thread();
+        if thread == 0 {
+            return Arc::clone(&self.shared[turn % self.shared.len()]);
+        }
+        if let Some(own) = self.own.read().get(&thread) {
+            return Arc::clone(own);
+        }
+        let new = || Arc::new(Connection::new(self.endpoint.clone(), Arc::clone(&self.options)));
+        Arc::clone(self.own.write().entry(thread).or_insert_with(new))
+    }
+
     fn suspend(&self) {
         *self.suspended_until.lock() = Some(Instant::now() + SUSPENSION);
     }
@@ -59,15 +79,17 @@ impl Member {
 }
 
 impl Pool {
-    /// A pool of `connections` connections to each member, none of them open yet.
+    /// A pool of `connections` connections to each member, and of one for each thread that serves; none is open yet.
     pub(super) fn new(endpoints: &[Endpoint], connections: usize, options: &Arc<EtcdOptions>) -> Self {
         let members = endpoints
             .iter()
             .map(|endpoint| Member {
                 endpoint: endpoint.clone(),
-                connections: (0..connections)
+                options: Arc::clone(options),
+                shared: (0..connections)
                     .map(|_| Arc::new(Connection::new(endpoint.clone(), options.clone())))
                     .collect(),
+                own: RwLock::default(),
                 suspended_until: Mutex::default(),
             })
             .collect();
@@ -119,14 +141,13 @@ impl Shared {
     /// Why the last member could not be connected to, if none could.
     async fn connected(&self, turn: usize) -> Result<(&Member, Sender), String> {
         if let [member] = self.members.as_slice() {
-            let sender = member.connections[turn % member.connections.len()].open().await?;
+            let sender = member.connection(turn).open().await?;
             return Ok((member, sender));
         }
         let count = self.members.len();
         let in_turn = (0..count).map(|step| &self.members[(turn + step) % count]);
         let (suspended, answering): (Vec<_>, Vec<_>) = in_turn.partition(|member| member.is_suspended());
-        let connection =
-            |member: &Member| member.connections[turn / count % member.connections.len()].clone();
+        let connection = |member: &Member| member.connection(turn / count);
         for &member in &answering {
             let connection = connection(member);
             match connection.live() {
