@@ -8,6 +8,7 @@ pub mod http;
 pub mod hub;
 pub mod kv;
 pub mod lease;
+mod load;
 pub mod metrics;
 pub mod register;
 mod server;

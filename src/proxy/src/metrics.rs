@@ -8,6 +8,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::load::Load;
+
 /// Label: which call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Call {
@@ -27,6 +29,8 @@ pub struct OfShard {
 /// The proxy's counters and gauges.
 pub struct Metrics {
     registry: parking_lot::Mutex<Registry>,
+    /// What clients do to each range, for the shard manager.
+    pub load: Load,
     /// Requests answered.
     pub requests: Family<Call, Counter>,
     /// Writes that wait for a closed fence now.
@@ -82,6 +86,7 @@ impl Metrics {
     pub fn new() -> Self {
         let mut metrics = Self {
             registry: parking_lot::Mutex::new(Registry::with_prefix("sharded_etcd")),
+            load: Load::default(),
             requests: Family::default(),
             held_writes: Gauge::default(),
             held_seconds: seconds(),

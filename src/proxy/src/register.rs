@@ -9,7 +9,7 @@ use futures::StreamExt;
 use parking_lot::RwLock;
 use sharded_etcd_core::{
     keyspace::KeyRange,
-    records::{PROXIES_PREFIX, ProxyRecord, Record, proxy_key},
+    records::{LoadRecord, PROXIES_PREFIX, ProxyRecord, Record, load_key, proxy_key},
 };
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::{Shard, ShardError};
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use crate::context::Context;
+use crate::{context::Context, load::Publisher};
 
 /// TTL of a registration in seconds: how long a proxy that was killed is still named.
 const TTL_SECONDS: i64 = 10;
@@ -111,8 +111,9 @@ impl Registration {
     async fn keep(self: Arc<Self>) {
         let shutdown = self.ctx.shutdown.clone();
         let mut pause = PAUSE_MIN;
+        let mut publisher = Publisher::new(&self.ctx.metrics.load, &self.ctx.line.cut().map);
         while !shutdown.is_cancelled() {
-            if let Err(error) = self.keep_once(&mut pause).await {
+            if let Err(error) = self.keep_once(&mut pause, &mut publisher).await {
                 tracing::warn!(%error, "registering this proxy in meta again");
                 rest(&shutdown, pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
@@ -121,10 +122,11 @@ impl Registration {
     }
 
     /// One registration, until it is lost (then an error, or Ok to begin anew) or the proxy shuts down.
-    async fn keep_once(&self, pause: &mut Duration) -> Result<(), ShardError> {
+    async fn keep_once(&self, pause: &mut Duration, publisher: &mut Publisher) -> Result<(), ShardError> {
         let request = pb::LeaseGrantRequest { ttl: TTL_SECONDS, id: 0 };
         let lease = self.meta().lease_grant(request).await?.id;
         let mut written = None;
+        let mut told = LoadRecord::default();
         let mut generation = self.generation.subscribe();
         while !self.ctx.shutdown.is_cancelled() {
             let record = self.record();
@@ -133,6 +135,12 @@ impl Registration {
                 let put = pb::PutRequest { key, value: record.encode(), lease, ..Default::default() };
                 self.meta().put(put).await?;
                 written = Some(record);
+            }
+            let load = publisher.due(&self.ctx.metrics.load, &self.ctx.line.cut().map);
+            if let Some(load) = load.filter(|load| *load != told)
+                && self.tell_load(&load, lease).await
+            {
+                told = load;
             }
             *pause = PAUSE_MIN;
             tokio::select! {
@@ -149,6 +157,17 @@ impl Registration {
         let leave = self.meta().lease_revoke(pb::LeaseRevokeRequest { id: lease });
         let _ = tokio::time::timeout(LEAVE_MAX, leave).await;
         Ok(())
+    }
+
+    /// Tells the shard manager what clients do here. A proxy is registered whether that can be told or not.
+    async fn tell_load(&self, load: &LoadRecord, lease: i64) -> bool {
+        let key = load_key(self.ctx.identity.member_id);
+        let put = pb::PutRequest { key, value: load.encode(), lease, ..Default::default() };
+        let told = self.meta().put(put).await;
+        if let Err(error) = &told {
+            tracing::debug!(%error, "the load of this proxy is told later");
+        }
+        told.is_ok()
     }
 
     async fn follow(self: Arc<Self>) {

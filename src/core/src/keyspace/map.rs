@@ -128,9 +128,14 @@ impl RangeMap {
 
     /// The entry that `key` lies in.
     pub fn owner(&self, key: &[u8]) -> &RangeEntry {
+        &self.entries[self.index_of(key)]
+    }
+
+    /// The index in [`RangeMap::entries`] of the entry that `key` lies in.
+    pub fn index_of(&self, key: &[u8]) -> usize {
         let after = self.entries.partition_point(|e| e.range.start.as_ref() <= key);
         // The first entry starts at the empty key, so `after` is at least 1.
-        &self.entries[after.saturating_sub(1)]
+        after.saturating_sub(1)
     }
 
     /// The entries that share keys with `range`, in key order.

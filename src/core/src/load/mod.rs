@@ -32,5 +32,5 @@ pub use book::{Book, Counted, KEYS_MAX, RANGES_MAX, REPORT_BYTES_MAX};
 pub use cuts::cuts_with_work;
 pub use fold::{Folded, HotKey, KeyWork};
 pub use memory::Memory;
-pub use rates::{Counts, Rates, decay};
+pub use rates::{Counts, Rates, decay, work};
 pub use sketch::{Counter, Sketch};

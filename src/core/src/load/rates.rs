@@ -103,8 +103,8 @@ impl Share for Rates {
     }
 }
 
-/// What a single request costs its shard, in operations.
-pub(crate) fn work(reads: f64, writes: f64, bytes: f64) -> f64 {
+/// What so many reads, writes and bytes cost a shard, in operations.
+pub fn work(reads: f64, writes: f64, bytes: f64) -> f64 {
     reads + WRITE * writes + bytes / BYTES
 }
 

@@ -149,6 +149,7 @@ impl Kv {
             }
         };
         let (kvs, more) = finish_range(request, kvs);
+        self.ctx.metrics.load.read(request, &kvs);
         Ok(pb::RangeResponse { header: None, kvs, more, count })
     }
 

@@ -107,6 +107,7 @@ impl Kv {
             let Built { request, shape, nested } = built;
             match shard.txn(request).await {
                 Ok(answer) if answer.succeeded => {
+                    self.ctx.metrics.load.wrote(&ranges, prost::Message::encoded_len(&txn));
                     let answer = WriteAnswer::of(answer, nested);
                     let revision = self.number(route.shard, &answer).await?;
                     let mut answer = self

@@ -328,6 +328,7 @@ impl ClientStream {
                         events: events.iter().map(|e: &Arc<HubEvent>| e.message(to.prev_kv)).collect(),
                         ..self.answer(revision)
                     };
+                    self.ctx.metrics.load.sent(events.iter().map(|e| e.key()));
                     drop(events);
                     let size_max = self.ctx.limits.request_bytes_max + OVERHEAD_BYTES;
                     if fragment {
