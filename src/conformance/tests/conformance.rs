@@ -5,7 +5,11 @@ mod targets;
 
 use std::{fs, path::Path};
 
+use bytes::Bytes;
 use sharded_etcd_conformance::{Need, Suite, Target, cases, run, table};
+
+/// Where the ranges that move begin at first: few, so that the range of a case moves often.
+const START_OF_CASES: [Bytes; 2] = [Bytes::from_static(b"/c0200/"), Bytes::from_static(b"/c0400/")];
 
 async fn passes(suite: &Suite, target: Target, endpoints: &[String]) {
     let started = std::time::Instant::now();
@@ -55,6 +59,26 @@ async fn proxy_over_three_etcds() {
     let suite = cases::suite();
     let served = targets::proxy_over_etcds(3, &suite.boundaries()).await;
     passes(&suite, targets::etcd_shards_target(), &served.endpoints).await;
+}
+
+/// The ranges that are written to move, split and merge underneath. `MOVING_SEED` repeats the choices of a run, not the
+/// moments at which they meet the cases.
+async fn passes_while_ranges_move(target: Target, served: targets::Served) {
+    let moving = served.start_moving().await;
+    passes(&cases::suite(), target, &served.endpoints).await;
+    moving.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proxy_over_three_engines_while_ranges_move() {
+    let served = targets::proxies_over_engines(1, 3, &START_OF_CASES).await;
+    passes_while_ranges_move(targets::moving_engines_target(), served).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proxy_over_three_etcds_while_ranges_move() {
+    let served = targets::proxy_over_etcds(3, &START_OF_CASES).await;
+    passes_while_ranges_move(targets::moving_etcds_target(), served).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use sharded_etcd_core::{
 };
 use tokio::time::Instant;
 
-use crate::{control::Control, error::Result, members::chain, orders::Stored};
+use crate::{control::Control, error::Result, history::read_moves, members::chain, orders::Stored};
 
 impl Control {
     /// Does for each order what is next; true if something was begun. What is still open is added to `waits`.
@@ -23,16 +23,28 @@ impl Control {
     ) -> bool {
         let shards = self.shards_for_orders(topology);
         let cut = self.line.cut();
-        let scene = Scene { map: &cut.map, shards: &shards, moves, topology };
+        let mut moves = moves.to_vec();
         let mut acted = false;
         for (i, stored) in open.iter().enumerate() {
             let what = || stored.record.order.to_string();
+            let scene = Scene { map: &cut.map, shards: &shards, moves: &moves, topology };
             let done = match &stored.record.order {
                 Order::Approve { plan: asked } => self.approve(stored, asked, &scene, plan).await,
                 _ => self.attend_one(stored, &open[..i], &scene, waits).await,
             };
             match done {
-                Ok(begun) => acted |= begun,
+                Ok(false) => {}
+                // What the next order may do depends on which moves there are.
+                Ok(true) => {
+                    acted = true;
+                    match read_moves(&self.line).await {
+                        Ok(now) => moves = now,
+                        Err(error) => {
+                            waits.push(Wait { what: what(), reason: chain(&error) });
+                            break;
+                        }
+                    }
+                }
                 // The next one may be about shards that are well.
                 Err(error) => waits.push(Wait { what: what(), reason: chain(&error) }),
             }

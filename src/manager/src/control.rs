@@ -185,7 +185,8 @@ impl Control {
         let approved = approved(&open);
         let plan = plan_approved(&observation, topology, &self.options.limits, &approved);
         let mut acted = self.attend(&open, topology, &plan, &moves, &mut failures).await;
-        if self.sizes.complete() || !self.sizes.unreachable().is_empty() {
+        // What was begun by hand is not in the plan: it is made anew in the next round, which follows at once.
+        if !acted && (self.sizes.complete() || !self.sizes.unreachable().is_empty()) {
             for step in plan.ready().filter(|step| !is_ordered(&open, step)) {
                 match self.carry_out(step).await {
                     Ok(done) => acted |= done,

@@ -6,13 +6,14 @@ use bytes::Bytes;
 use sharded_etcd_core::{
     keyspace::{Rid, ShardIx},
     moves::{Reshape, ReshapeStep, pending_reshape, propose_merge, propose_split, reshape_step},
+    records::move_key,
 };
 use sharded_etcd_line::{Line, Shards};
 
 use crate::{
     Failpoints, ManagerError,
     error::Result,
-    mover::observe::{map_view, read_claims, read_map},
+    mover::observe::{get, map_view, read_claims, read_map},
 };
 
 /// Steps of one split or merge, with those lost to others.
@@ -82,6 +83,10 @@ impl Reshaper {
             let Some(step) = reshape_step(reshape, ix, &folded, &seen, &claims) else {
                 return Ok(reshape.new.iter().all(|(rid, _)| folded.by_rid(rid).is_some()));
             };
+            if matches!(step, ReshapeStep::Open(_)) && self.is_moved(reshape).await? {
+                // It would have to wait, and the move would have to give way.
+                return Ok(false);
+            }
             let name = step.name();
             self.failpoints.before(name)?;
             let answer = match step {
@@ -105,6 +110,17 @@ impl Reshaper {
             }
             tracing::info!(id = %reshape.id, step = name, "split or merge");
             self.failpoints.after(name)?;
+        }
+        Ok(false)
+    }
+
+    /// True if a move of one of the old ranges is written down.
+    async fn is_moved(&self, reshape: &Reshape) -> Result<bool> {
+        for (rid, _) in &reshape.old {
+            let answer = self.line.meta().range(get(move_key(rid))).await.map_err(ManagerError::Meta)?;
+            if !answer.kvs.is_empty() {
+                return Ok(true);
+            }
         }
         Ok(false)
     }

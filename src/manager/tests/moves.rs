@@ -321,6 +321,42 @@ async fn splits_and_merges_survive_crashes_under_writes() {
     world.assert_clean(3).await;
 }
 
+/// A split and a move of one range that meet wait for each other: the move gives way at once, as it can be undone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_gives_way_to_a_split_that_was_begun_before() {
+    let world = World::new(3).await;
+    let client = Client::new(&world);
+    load(&client, "a", 50).await;
+    let reshaper = |failpoints| Reshaper {
+        line: Arc::clone(&world.line),
+        shards: Arc::clone(&world.shards),
+        failpoints,
+    };
+    let at = bytes::Bytes::from_static(b"a00020");
+    let opened = Point { step: "reshape-open", when: When::After };
+    let killed = reshaper(Failpoints::new(move |p| if p == opened { Proceed::Die } else { Proceed::Go }));
+    let (_, rid) = world.owner("a");
+    assert!(killed.split(&rid, &at, "1").await.is_err());
+    let sound = reshaper(Failpoints::default());
+    assert_eq!(world.plan("a", 2, "meets").await, rid);
+    sound.finish_pending(ShardIx(0)).await.unwrap();
+    assert_eq!(world.owner("a00030").1, rid, "not logged while the move is written down");
+    let context = world.context(Failpoints::default());
+    let moved = tokio::time::timeout(context.options.wait_max / 2, run_move(&context, &rid, None)).await;
+    let Ok(Ok(Outcome::Aborted(why))) = moved else { panic!("{moved:?}") };
+    assert!(why.contains("splitting or merging"), "{why}");
+    assert!(sound.finish_pending(ShardIx(0)).await.unwrap());
+    world.line.refresh().await.unwrap();
+    assert_ne!(world.owner("a00030").1, world.owner("a00010").1);
+
+    // One that is not begun yet is not begun while the move is written down.
+    let left = world.plan("a", 2, "first").await;
+    assert_eq!(sound.split(&left, &bytes::Bytes::from_static(b"a00010"), "2").await.unwrap(), None);
+    assert_eq!(run_move(&context, &left, None).await.unwrap(), Outcome::Moved);
+    client.check().await;
+    world.assert_clean(3).await;
+}
+
 /// A destination that cannot be reached: writers of the source do not wait for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_destination_releases_the_source() {

@@ -114,7 +114,8 @@ impl Proxy {
         let hub = Hub::start(Arc::clone(&ctx));
         let passed = Arc::clone(&hub);
         let registration = Registration::start(Arc::clone(&ctx), options.generation, move || passed.passed());
-        let kv = Kv::start(Arc::clone(&ctx), Arc::clone(&leases) as Arc<_>);
+        let fences = Some(hub.fence_events());
+        let kv = Kv::start_with(Arc::clone(&ctx), Arc::clone(&leases) as Arc<_>, fences);
         Ok(Arc::new(Self { ctx, kv, hub, leases, registration, drain: options.drain }))
     }
 

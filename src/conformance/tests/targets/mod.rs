@@ -1,5 +1,7 @@
 //! The servers that the suite runs against.
 
+mod moving;
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -19,6 +21,8 @@ use sharded_etcd_testkit::{EtcdProcess, EtcdProcessOptions};
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+use moving::Moving;
 
 /// How often watchers that asked for it are told their progress: cases wait for it.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -85,6 +89,25 @@ pub fn two_proxies_target() -> Target {
     }
 }
 
+/// What holds only while the directories of a case happen to be on one shard: a case that needs it may pass.
+fn moving_target(name: &'static str) -> Target {
+    let mut lacks = lacks(&[&OF_PROXIES[..], &OF_SHARDS].concat());
+    for lack in &mut lacks {
+        lack.is_fickle |= OF_SHARDS.iter().any(|(need, _)| *need == lack.need);
+    }
+    Target { name, lacks }
+}
+
+/// A proxy over embedded engines while ranges move, split and merge.
+pub fn moving_engines_target() -> Target {
+    moving_target("proxy over 3 embedded shards, ranges moving")
+}
+
+/// A proxy over etcds while ranges move, split and merge.
+pub fn moving_etcds_target() -> Target {
+    moving_target("proxy over 3 etcd shards, ranges moving")
+}
+
 /// A proxy over one etcd.
 pub fn etcd_shard_target() -> Target {
     Target { name: "proxy over 1 etcd shard", lacks: lacks(&OF_PROXIES) }
@@ -104,6 +127,8 @@ pub fn all() -> Vec<Target> {
         two_proxies_target(),
         etcd_shard_target(),
         etcd_shards_target(),
+        moving_engines_target(),
+        moving_etcds_target(),
     ]
 }
 
@@ -111,10 +136,20 @@ pub fn all() -> Vec<Target> {
 pub struct Served {
     /// `http://HOST:PORT` of each.
     pub endpoints: Vec<String>,
+    /// Meta and shards, for who moves ranges; only of proxies.
+    below: Option<(Arc<dyn Shard>, ShardDirectory)>,
     _guard: Option<DropGuard>,
     _tasks: Vec<JoinHandle<()>>,
     _processes: Vec<EtcdProcess>,
     _folders: Vec<TempDir>,
+}
+
+impl Served {
+    /// Moves, splits and merges ranges without pause from now on.
+    pub async fn start_moving(&self) -> Moving {
+        let (meta, directory) = self.below.as_ref().unwrap();
+        Moving::start(meta, directory, &self.endpoints[0]).await
+    }
 }
 
 /// Starts etcd with its own limits.
@@ -129,6 +164,7 @@ pub async fn etcd() -> Served {
     let endpoint = process.endpoint();
     Served {
         endpoints: vec![endpoint],
+        below: None,
         _guard: None,
         _tasks: Vec::new(),
         _processes: vec![process],
@@ -149,6 +185,7 @@ pub async fn engine() -> Served {
     let task = tokio::spawn(async move { serving.await.unwrap() });
     Served {
         endpoints: vec![endpoint],
+        below: None,
         _guard: Some(shutdown.drop_guard()),
         _tasks: vec![task],
         _processes: Vec::new(),
@@ -230,6 +267,7 @@ async fn serve_proxies(proxies: usize, mut shards: Vec<Arc<dyn Shard>>, boundari
     }
     Served {
         endpoints,
+        below: Some((meta, directory)),
         _guard: Some(shutdown.drop_guard()),
         _tasks: tasks,
         _processes: Vec::new(),

@@ -96,12 +96,11 @@ fn copying(seen: &Observation, session: &Session, record: &MoveRecord) -> Step {
             match source.claims.value.other_on(&record.range, &record.rid) {
                 None => Step::Do(Effect::Close),
                 // Closing the fence would not stop who writes by the other one's.
-                Some(other) => Step::Wait(in_the_way("source", other)),
+                Some(other) => wait_for("source", other),
             }
         }
-        (CursorStage::Tail { revision, sub }, Fence::Closed(at)) if session.closed_at == Some(at) => {
-            let passed = *revision > at && *sub == 0;
-            if session.drained && passed {
+        (CursorStage::Tail { .. }, Fence::Closed(at)) if session.closed_at == Some(at) => {
+            if session.drained {
                 Step::Do(Effect::Seal { closed_at: at })
             } else {
                 Step::Work(Work::Drain { upto: at })
@@ -125,10 +124,10 @@ fn open_destination(
     record: &MoveRecord,
 ) -> Step {
     if let Some(other) = source.claims.value.other_on(&record.range, &record.rid) {
-        return Step::Wait(in_the_way("source", other));
+        return wait_for("source", other);
     }
     if let Some(other) = destination.claims.value.other_on(&record.range, &record.new_rid) {
-        return Step::Wait(in_the_way("destination", other));
+        return wait_for("destination", other);
     }
     Step::Do(Effect::Open { copy_at: session.copy_at })
 }
@@ -185,6 +184,17 @@ fn forget(seen: &Observation) -> Step {
 
 fn give_up(why: &str) -> Step {
     Step::GiveUp(why.to_owned())
+}
+
+/// Waits for what is in the way. A split or merge that is being opened on the *source* waits for this move itself: its entry gets
+/// into the log only while no move of the old range is written down, and it cannot be undone while its entry may be under
+/// way. A move can be, so it gives way.
+fn wait_for(place: &str, other: &Claim) -> Step {
+    let reason = in_the_way(place, other);
+    match (place, &other.state) {
+        ("source", ClaimState::Opening(_)) => Step::GiveUp(reason),
+        _ => Step::Wait(reason),
+    }
 }
 
 fn in_the_way(place: &str, other: &Claim) -> String {

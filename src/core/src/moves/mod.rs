@@ -119,3 +119,23 @@ pub struct Session {
     /// The purge of the source, or of the destination, has deleted everything.
     pub purged: bool,
 }
+
+impl Session {
+    /// What is left of it when another has been at work on the move meanwhile, see [`Observation::continues`].
+    #[must_use]
+    pub fn forgotten(self) -> Self {
+        Self { released: self.released, voided: self.voided, ..Self::default() }
+    }
+}
+
+impl Observation {
+    /// True if all that was known of the copy at `before` still holds: a guard that did not match because of another range's
+    /// claims, or of another change of the map, undoes nothing.
+    ///
+    /// What a session knows of the copy is about the destination's cursor: nobody has imported, sealed or voided if that is
+    /// unchanged, and nobody has decided if the record is. The fence is compared with what the session says of it.
+    pub fn continues(&self, before: &Self) -> bool {
+        let cursor = |seen: &Self| seen.destination.as_ref().and_then(|d| d.cursor.clone());
+        self.record == before.record && cursor(self).is_some() && cursor(self) == cursor(before)
+    }
+}

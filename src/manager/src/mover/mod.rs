@@ -41,7 +41,7 @@ const MISSES_MAX: u32 = 50;
 /// Bounds on one move.
 #[derive(Debug, Clone)]
 pub struct MoverOptions {
-    /// Longest time from the close of the source to the flip. Default 2 s.
+    /// Longest time from the close of the source to the flip; then the move is given up. Default 500 ms.
     pub stall_max: Duration,
     /// Longest time that a move waits for something in its way, before it is given up. Default 60 s.
     pub wait_max: Duration,
@@ -54,7 +54,7 @@ pub struct MoverOptions {
 impl Default for MoverOptions {
     fn default() -> Self {
         Self {
-            stall_max: Duration::from_secs(2),
+            stall_max: Duration::from_millis(500),
             wait_max: Duration::from_secs(60),
             changed_keys_max: 200,
             verify_tries_max: 3,
@@ -154,17 +154,18 @@ pub(crate) struct Mover<'a> {
 
 impl Mover<'_> {
     async fn run(&mut self) -> Result<Outcome> {
-        // What an executor knows of its own doing and keeps when it looks again.
-        let mut kept = Session::default();
+        // What this executor knew when it looked last, and what it saw then.
+        let mut before: Option<(Session, Observation)> = None;
         loop {
-            self.tail = None;
-            let mut session = Session {
-                give_up: self.give_up.clone(),
-                released: kept.released,
-                voided: kept.voided,
-                ..Session::default()
-            };
-            let mut seen = self.observe(&session).await?;
+            let looked = self.look_again(before.as_ref().map(|(session, _)| session)).await?;
+            let Some(mut seen) = looked else { continue };
+            let unchanged = before.as_ref().is_some_and(|(_, before)| seen.continues(before));
+            let mut session = before.take().map_or_else(Session::default, |(session, _)| session);
+            if !unchanged {
+                session = session.forgotten();
+                self.tail = None;
+            }
+            session.give_up.clone_from(&self.give_up);
             loop {
                 session.copy_at = seen.record.as_ref().map_or(0, |r| self.context.line.cut().v(r.value.from));
                 self.note(&seen);
@@ -173,6 +174,8 @@ impl Mover<'_> {
                     Step::GiveUp(reason) => Err(Interrupt::GiveUp(reason)),
                     Step::Wait(reason) => {
                         self.wait(&seen, reason).await;
+                        // Meanwhile the source has gone on.
+                        session.ready_to_close = false;
                         break;
                     }
                     Step::Unreachable(_) => Err(self.cannot_reach()),
@@ -193,8 +196,28 @@ impl Mover<'_> {
                     Err(Interrupt::Failed(error)) => return Err(error),
                 }
             }
-            kept = session;
+            before = Some((session, seen));
         }
+    }
+
+    /// Reads what is stored of the move; `None` if that took longer than writers may wait, and the move is given up now.
+    async fn look_again(&mut self, session: Option<&Session>) -> Result<Option<Observation>> {
+        let given_up = Session { give_up: self.give_up.clone(), ..session.cloned().unwrap_or_default() };
+        if self.stall.is_none() || self.give_up.is_some() {
+            return self.observe(&given_up).await.map(Some);
+        }
+        let most = self.stall_left();
+        let why = match tokio::time::timeout(most, self.observe(&given_up)).await {
+            Ok(Ok(seen)) => return Ok(Some(seen)),
+            Ok(Err(error @ ManagerError::Failpoint(_))) => return Err(error),
+            Ok(Err(error)) => format!("while writers waited: {error}"),
+            Err(_) => {
+                format!("not flipped within {} ms of the close", self.context.options.stall_max.as_millis())
+            }
+        };
+        tracing::warn!(rid = %self.rid, reason = %why, "move is given up");
+        self.give_up = Some(why);
+        Ok(None)
     }
 
     /// While the source is closed, whatever goes wrong ends the move: what is stored decides, an abort if it still can.
@@ -274,6 +297,9 @@ impl Mover<'_> {
         }
         let answer = self.send(effect.place(), &record, txn).await?;
         if !answer.succeeded {
+            if *effect == Effect::Close {
+                self.stall = None;
+            }
             tracing::debug!(rid = %self.rid, step = effect.name(), "guard did not match; looking again");
             return Err(Interrupt::Lost);
         }

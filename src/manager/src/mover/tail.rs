@@ -29,7 +29,7 @@ use crate::{ManagerError, error::Result as ManagerResult};
 /// Events of the range that are held at most, before they are applied.
 const PENDING_MAX: usize = 10_000;
 /// Revisions that the tail may be behind the line when it counts as caught up.
-const LAG_MAX: i64 = 500;
+const LAG_MAX: i64 = 100;
 /// Longest wait for an event when there should be one.
 const EVENT_WAIT: Duration = Duration::from_secs(1);
 /// A cursor that has nothing to import is moved on after so many revisions, or this time: what it holds back is the
@@ -195,7 +195,7 @@ impl Mover<'_> {
             let end = self.context.line.cut().v(record.from);
             let behind = tail.last.0 + LAG_MAX < end && tail.pending.is_empty();
             tail.receive(if behind { EVENT_WAIT } else { Duration::ZERO }).await?;
-            self.apply(&record, source.as_ref(), &mut tail, &mut cursor, false).await?;
+            self.apply(&record, source.as_ref(), &mut tail, &mut cursor).await?;
             note_cursor(seen, &cursor);
             self.context.failpoints.after("tail")?;
             let end = self.context.line.cut().v(record.from);
@@ -260,11 +260,14 @@ impl Mover<'_> {
             ));
         };
         self.context.failpoints.before("drain")?;
-        self.context.line.cover(record.from, upto).await.map_err(ManagerError::Line)?;
         while tail.last.0 < upto {
             tail.receive(EVENT_WAIT).await?;
         }
-        self.apply(&record, source.as_ref(), &mut tail, &mut cursor, true).await?;
+        // Without events of the range there is nothing to number, and no import to wait for: the seal moves the cursor.
+        if let Some(last) = tail.pending.back() {
+            self.context.line.cover(record.from, last.revision).await.map_err(ManagerError::Line)?;
+            self.apply(&record, source.as_ref(), &mut tail, &mut cursor).await?;
+        }
         note_cursor(seen, &cursor);
         if let Some(difference) = self.compare_keys(&record, upto, cursor.modified, &tail.changed).await? {
             return Err(Interrupt::GiveUp(format!("the copy differs after the close: {difference}")));
@@ -281,7 +284,6 @@ impl Mover<'_> {
         source: &dyn Shard,
         tail: &mut Tail,
         cursor: &mut Stored<Cursor>,
-        last: bool,
     ) -> Result<(), Interrupt> {
         loop {
             let received = tail.last.0;
@@ -293,7 +295,7 @@ impl Mover<'_> {
                     return Err(Interrupt::Lost);
                 };
                 let CursorStage::Tail { revision: next, .. } = stage else { return Err(Interrupt::Lost) };
-                let due = next - revision >= IDLE_REVISIONS || tail.moved_on.elapsed() >= IDLE_TIME || last;
+                let due = next - revision >= IDLE_REVISIONS || tail.moved_on.elapsed() >= IDLE_TIME;
                 if next <= revision || !due {
                     return Ok(());
                 }

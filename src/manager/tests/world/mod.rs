@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -113,7 +114,8 @@ impl World {
         MoverContext {
             line: Arc::clone(&self.line),
             shards: Arc::clone(&self.shards),
-            options: MoverOptions::default(),
+            // Tests count on moves that happen, on machines however busy.
+            options: MoverOptions { stall_max: Duration::from_secs(30), ..MoverOptions::default() },
             throttle: Arc::new(Throttle::new(None)),
             progress: Arc::new(Progress::default()),
             failpoints,

@@ -3,16 +3,19 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use sharded_etcd_core::keyspace::Rid;
+use sharded_etcd_core::keyspace::{Rid, ShardIx};
 use sharded_etcd_line::Line;
-use tokio::time::Instant;
+use tokio::{sync::broadcast, time::Instant};
 use tonic::Status;
 
 use crate::{context::Context, metrics::Metrics};
 
-/// The first pause between two tries; doubled each time, up to [`PAUSE_MAX`]. A change of the map ends a pause at once.
+/// The first pause between two tries; doubled each time. It is for a fence that was written before anybody listened: a change
+/// of the map, or of a fence that is told, ends a pause at once.
 const PAUSE_MIN: Duration = Duration::from_millis(4);
-const PAUSE_MAX: Duration = Duration::from_millis(50);
+/// The longest pause where changes of fences are told, and where they are not.
+const PAUSE_MAX: Duration = Duration::from_millis(250);
+const PAUSE_MAX_UNTOLD: Duration = Duration::from_millis(50);
 
 /// What waits for one ownership.
 #[derive(Debug, Default)]
@@ -28,7 +31,11 @@ pub(super) struct Held {
     requests_max: usize,
     bytes_max: usize,
     wait_max: Duration,
+    fences: Option<Fences>,
 }
+
+/// Which shards' fences were written.
+type Fences = broadcast::Receiver<ShardIx>;
 
 /// One write that waits; leaves when dropped.
 pub(super) struct Hold {
@@ -39,16 +46,19 @@ pub(super) struct Hold {
     since: Instant,
     wait_max: Duration,
     pause: Duration,
+    fences: Option<Fences>,
 }
 
 impl Held {
-    pub(super) fn new(ctx: &Context) -> Self {
+    /// `fences` tells when a fence was written; without it, writes are tried again and again.
+    pub(super) fn new(ctx: &Context, fences: Option<Fences>) -> Self {
         Self {
             queues: Arc::default(),
             metrics: Arc::clone(&ctx.metrics),
             requests_max: ctx.limits.held_requests_max,
             bytes_max: ctx.limits.held_bytes_max,
             wait_max: ctx.limits.held_max,
+            fences,
         }
     }
 
@@ -70,14 +80,16 @@ impl Held {
             since: Instant::now(),
             wait_max: self.wait_max,
             pause: PAUSE_MIN,
+            // From here on, not from when this proxy began to listen.
+            fences: self.fences.as_ref().map(Fences::resubscribe),
         })
     }
 }
 
 impl Hold {
-    /// Until it is worth to try again: the map no longer names `rid`, or a pause is over (an abort opens the fence
-    /// again without a change of the map).
-    pub(super) async fn wait(&mut self, line: &Line, rid: &Rid) -> Result<(), Status> {
+    /// Until it is worth to try again: the map no longer names `rid`, a fence of its shard was written (an abort opens it
+    /// again without a change of the map), or a pause is over.
+    pub(super) async fn wait(&mut self, line: &Line, rid: &Rid, shard: ShardIx) -> Result<(), Status> {
         let left = self.wait_max.saturating_sub(self.since.elapsed());
         if left.is_zero() {
             self.metrics.held_refused.inc();
@@ -85,10 +97,29 @@ impl Hold {
         }
         let mut cuts = line.subscribe();
         let moved = cuts.wait_for(|cut| cut.map.by_rid(rid).is_none());
-        // Either way the write is tried again; what it finds then decides.
-        let _ = tokio::time::timeout(self.pause.min(left), moved).await;
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        let longest = if self.fences.is_some() { PAUSE_MAX } else { PAUSE_MAX_UNTOLD };
+        let written = written(self.fences.as_mut(), shard);
+        // Whatever it is, the write is tried again; what it finds then decides.
+        tokio::select! {
+            _ = moved => {}
+            () = written => {}
+            () = tokio::time::sleep(self.pause.min(left)) => {}
+        }
+        self.pause = (self.pause * 2).min(longest);
         Ok(())
+    }
+}
+
+/// Until a fence of the shard was written, or so many were that this may have been one of them; for ever if that is not told.
+async fn written(fences: Option<&mut Fences>, shard: ShardIx) {
+    let Some(fences) = fences else { return std::future::pending().await };
+    loop {
+        match fences.recv().await {
+            Ok(ix) if ix == shard => return,
+            Ok(_) => {}
+            Err(broadcast::error::RecvError::Lagged(_)) => return,
+            Err(broadcast::error::RecvError::Closed) => return std::future::pending().await,
+        }
     }
 }
 

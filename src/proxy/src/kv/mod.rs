@@ -13,6 +13,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use sharded_etcd_core::{check::Refusal, keyspace::ShardIx};
 use sharded_etcd_etcd_api::messages as pb;
+use tokio::sync::broadcast;
 use tonic::{Code, Status};
 
 use crate::context::Context;
@@ -36,8 +37,18 @@ pub struct Kv {
 impl Kv {
     /// The calls over a context; watches the shards' sizes in the background if there is a quota.
     pub fn start(ctx: Arc<Context>, leases: Arc<dyn AttachLeases>) -> Arc<Self> {
+        Self::start_with(ctx, leases, None)
+    }
+
+    /// As [`Kv::start`]; `fences` tells whose fences were written, which held writes wait for, see
+    /// [`Hub::fence_events`](crate::hub::Hub::fence_events).
+    pub fn start_with(
+        ctx: Arc<Context>,
+        leases: Arc<dyn AttachLeases>,
+        fences: Option<broadcast::Receiver<ShardIx>>,
+    ) -> Arc<Self> {
         let quota = quota::Quota::start(&ctx);
-        Arc::new(Self { held: held::Held::new(&ctx), quota, leases, ctx })
+        Arc::new(Self { held: held::Held::new(&ctx, fences), quota, leases, ctx })
     }
 
     /// etcd's `KV.Put`.

@@ -134,7 +134,7 @@ impl Kv {
                                 none.insert(self.held.enter(&rid, bytes)?)
                             }
                         };
-                        hold.wait(&self.ctx.line, &rid).await?;
+                        hold.wait(&self.ctx.line, &rid, route.shard).await?;
                     }
                 },
                 Err(error) => self.write_failed(&route, error, poisoned.as_ref()).await?,
