@@ -169,6 +169,7 @@ impl AdminService {
                 ranges: listed.collect(),
             },
             moves: moves.iter().map(|record| move_status(record, &cut, report.as_ref())).collect(),
+            load: report.as_ref().and_then(|r| r.load.clone()),
             topology,
         })
     }

@@ -134,6 +134,7 @@ impl Control {
         self.tasks.wait().await;
         let _ = history.await;
         self.status.send_replace(Arc::default());
+        self.progress.counters.plans.clear();
     }
 
     /// Compaction and checkpoints go on whatever the moves do.
@@ -321,6 +322,7 @@ impl Control {
         );
         waits.extend(self.resting.waits(Instant::now()));
         waits.extend(failures);
+        self.progress.counters.plans.show(plan, waits.len());
         let moving = self.progress.moves();
         let status = ManagerStatus {
             leading: true,
@@ -329,6 +331,7 @@ impl Control {
             settled: plan.steps.is_empty() && moves.is_empty() && joins.is_empty() && leaves.is_empty(),
             moves: moving,
             finished: self.progress.finished(),
+            load: self.sizes.loads().status(&self.line.cut()),
             steps: plan.steps.iter().map(ToString::to_string).collect(),
             waits,
             shards: self.shard_reports(topology, joins, leaves),
@@ -438,6 +441,7 @@ impl Executor {
             Outcome::Moved => {
                 let new = Rid::new(format!("m-{}", last.id));
                 self.sizes.moved(rid, &new);
+                self.sizes.loads().moved(&last.range);
                 self.settled.lock().insert(new, Instant::now());
                 self.resting.clear(&last.range);
             }

@@ -10,6 +10,7 @@ mod control;
 mod error;
 mod history;
 mod leader;
+mod load;
 mod manager;
 mod members;
 mod metrics;
@@ -26,6 +27,7 @@ mod status;
 pub use admin::{AdminService, ReadResource};
 pub use error::ManagerError;
 pub use history::HistoryOptions;
+pub use load::Loads;
 pub use manager::{Manager, ManagerOptions};
 pub use metrics::MoveCounters;
 pub use mover::{
@@ -35,6 +37,7 @@ pub use mover::{
     throttle::Throttle,
 };
 pub use progress::{FinishedMove, MoveProgress, Progress};
+pub use report::{KeyLoad, LoadStatus, RangeLoad, ShardLoad};
 pub use reshape::Reshaper;
 pub use sizes::{RangeSize, Sizes};
 pub use start::{StartError, start_topology};

@@ -1,6 +1,6 @@
-//! Metrics of the moves that this process executes.
+//! Metrics of the moves that this process executes, and of the plans of the leader.
 
-use std::time::Duration;
+use std::{sync::atomic::AtomicU64, time::Duration};
 
 use parking_lot::Mutex;
 use prometheus_client::{
@@ -8,6 +8,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+use sharded_etcd_core::placement::Plan;
 
 /// Stalls that are remembered between two calls of [`MoveCounters::take_stalls`].
 const STALLS_MAX: usize = 10_000;
@@ -30,6 +31,47 @@ impl EncodeLabelValue for Phase {
     }
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MeasureLabel {
+    measure: &'static str,
+}
+
+/// What the leader's newest plan says; nothing in a process that does not lead.
+#[derive(Debug, Default)]
+pub(crate) struct PlanGauges {
+    imbalance: Family<MeasureLabel, Gauge<f64, AtomicU64>>,
+    steps: Gauge,
+    waits: Gauge,
+}
+
+impl PlanGauges {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "imbalance_ratio",
+            "What the fullest shard has of its fair share, in keys, bytes and load",
+            self.imbalance.clone(),
+        );
+        registry.register("planned_steps", "Steps of the newest plan", self.steps.clone());
+        registry.register("plan_waits", "Reasons why something is not done now", self.waits.clone());
+    }
+
+    pub(crate) fn show(&self, plan: &Plan, waits: usize) {
+        for (measure, figures) in [("keys", &plan.keys), ("bytes", &plan.bytes), ("load", &plan.load)] {
+            let ratio = figures.highest_percent as f64 / 100.0;
+            self.imbalance.get_or_create(&MeasureLabel { measure }).set(ratio);
+        }
+        self.steps.set(i64::try_from(plan.steps.len()).unwrap_or(i64::MAX));
+        self.waits.set(i64::try_from(waits).unwrap_or(i64::MAX));
+    }
+
+    /// Another process leads, or none.
+    pub(crate) fn clear(&self) {
+        self.imbalance.clear();
+        self.steps.set(0);
+        self.waits.set(0);
+    }
+}
+
 /// Counters over all moves of this process.
 #[derive(Debug)]
 pub struct MoveCounters {
@@ -47,6 +89,8 @@ pub struct MoveCounters {
     pub splits: Counter,
     /// Merges done.
     pub merges: Counter,
+    /// Of the newest plan.
+    pub(crate) plans: PlanGauges,
     stall_seconds: Histogram,
     under_way: Family<PhaseLabel, Gauge>,
     stalls: Mutex<Vec<Duration>>,
@@ -62,6 +106,7 @@ impl Default for MoveCounters {
             keys: Counter::default(),
             splits: Counter::default(),
             merges: Counter::default(),
+            plans: PlanGauges::default(),
             stall_seconds: Histogram::new(STALL_BUCKETS),
             under_way: Family::default(),
             stalls: Mutex::default(),
@@ -88,6 +133,7 @@ impl MoveCounters {
             "Seconds from the close of a move's source to the flip, or to its release",
             self.stall_seconds.clone(),
         );
+        self.plans.register(registry);
         registry.register("moves_under_way", "Moves under way by phase", self.under_way.clone());
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The same fields as `ShardedEtcdStatus` of the crate `crd`, which is not used here: it would bring all of kube along.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Ranges listed at most.
 pub(crate) const RANGES_LISTED_MAX: usize = 100;
@@ -24,6 +24,8 @@ pub(crate) struct TopologyStatus {
     pub(crate) topology: Vec<ShardStatus>,
     pub(crate) range_map: RangeMapStatus,
     pub(crate) moves: Vec<MoveStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) load: Option<LoadStatus>,
     /// The newest incarnation of each shard that has left; the same name may be in `topology` again.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) left: Vec<LeftShard>,
@@ -111,4 +113,66 @@ pub(crate) struct MoveStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stall_ms: Option<i64>,
     pub(crate) reason: String,
+}
+
+/// What clients do, by the second, in figures with two digits.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadStatus {
+    /// The shards that have any load.
+    pub shards: Vec<ShardLoad>,
+    /// The busiest ranges, at most 10.
+    pub ranges: Vec<RangeLoad>,
+    /// The busiest keys, at most 10.
+    pub keys: Vec<KeyLoad>,
+}
+
+/// What clients do on one shard.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShardLoad {
+    /// Its name.
+    pub shard: String,
+    /// Requests that read.
+    pub reads: i64,
+    /// Requests that write.
+    pub writes: i64,
+    /// Bytes given to clients.
+    pub read_bytes: i64,
+    /// Bytes taken from clients.
+    pub written_bytes: i64,
+    /// Events sent to watchers.
+    pub watch_events: i64,
+    /// What it costs the shard, see [`sharded_etcd_core::load::Rates::work`].
+    pub operations: i64,
+}
+
+/// What clients do in one range.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RangeLoad {
+    /// First key, printable.
+    pub start: String,
+    /// First key after it; empty for the end of the keyspace.
+    pub end: String,
+    /// Its owner.
+    pub shard: String,
+    /// Requests that read.
+    pub reads: i64,
+    /// Requests that write.
+    pub writes: i64,
+    /// As of a shard.
+    pub operations: i64,
+}
+
+/// What clients do to one key.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyLoad {
+    /// The key, printable.
+    pub key: String,
+    /// The shard that it is on.
+    pub shard: String,
+    /// As of a shard, at least.
+    pub operations: i64,
 }

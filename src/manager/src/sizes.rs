@@ -1,4 +1,4 @@
-//! How many keys and bytes each range holds, and where it could be split.
+//! How many keys and bytes each range holds, what load it has, and where it could be split.
 //!
 //! Counting is cheap and done often; reading a range, for its bytes and cut points, is not, and is done when its count has
 //! changed by enough, never for more than a tenth of the time. A split, a move or a merge carries the figures over.
@@ -18,7 +18,7 @@ use sharded_etcd_line::{Cut, Line, Shards};
 use sharded_etcd_shard::{Shard, ShardError};
 use tokio::time::Instant;
 
-use crate::mover::read::KeyReader;
+use crate::{load::Loads, mover::read::KeyReader};
 
 /// Cut points kept for each range.
 const CUTS_MAX: usize = 256;
@@ -60,6 +60,7 @@ struct Known {
 pub struct Sizes {
     line: Arc<Line>,
     shards: Arc<Shards>,
+    loads: Loads,
     known: Mutex<HashMap<Rid, Known>>,
     /// Rules and wanted boundaries that the cut points were made for.
     made_for: Mutex<Option<(Rules, Vec<Bytes>)>>,
@@ -71,12 +72,18 @@ impl Sizes {
     /// Knows nothing yet.
     pub fn new(line: Arc<Line>, shards: Arc<Shards>) -> Arc<Self> {
         Arc::new(Self {
+            loads: Loads::new(Arc::clone(&line)),
             line,
             shards,
             known: Mutex::default(),
             made_for: Mutex::default(),
             unreachable: Mutex::default(),
         })
+    }
+
+    /// What clients do to the ranges.
+    pub fn loads(&self) -> &Loads {
+        &self.loads
     }
 
     /// What is known of a range.
@@ -112,7 +119,8 @@ impl Sizes {
             async move { Some((ix, self.refresh_shard(ix, cut, rules, wanted).await.err()?)) }
         });
         // Side by side: a shard that hangs must not keep the others waiting for longer than its own answer takes.
-        let unreachable = futures::future::join_all(looks).await.into_iter().flatten().collect();
+        let (looks, ()) = futures::future::join(futures::future::join_all(looks), self.loads.refresh()).await;
+        let unreachable = looks.into_iter().flatten().collect();
         *self.unreachable.lock() = unreachable;
     }
 
@@ -239,10 +247,11 @@ impl Sizes {
         let cut = self.line.cut();
         let unreachable = self.unreachable.lock().clone();
         let known = self.known.lock();
-        let ranges = cut.map.entries().iter().map(|entry| {
+        let loads = self.loads.view(&cut.map);
+        let ranges = cut.map.entries().iter().enumerate().map(|(i, entry)| {
             let size = known.get(&entry.rid).map(|k| k.size.clone());
             let size = size.unwrap_or(RangeSize { keys: 0, bytes: 0, cuts: None });
-            RangeView {
+            let mut view = RangeView {
                 range: entry.range.clone(),
                 rid: entry.rid.clone(),
                 shard: cut.name(entry.shard).to_owned(),
@@ -254,7 +263,9 @@ impl Sizes {
                 cuts: size.cuts,
                 moving_to: moving.get(&entry.rid).map(|&ix| cut.name(ix).to_owned()),
                 moved_recently: recent(entry),
-            }
+            };
+            loads.add_to(&mut view, i, &topology.keyspace.rules);
+            view
         });
         Observation {
             generation: cut.map.generation,
@@ -267,6 +278,7 @@ impl Sizes {
     pub(crate) fn adopt(&self, other: &Self) {
         *self.known.lock() = other.known.lock().clone();
         *self.made_for.lock() = other.made_for.lock().clone();
+        self.loads.adopt(&other.loads);
     }
 
     /// As [`Sizes::observation`], with wanted shards that have not joined as if they had: what would a spec do?

@@ -4,7 +4,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sharded_etcd_core::{keyspace::Rid, placement::Wait, records::Record};
 
-use crate::progress::{FinishedMove, MoveProgress};
+use crate::{
+    progress::{FinishedMove, MoveProgress},
+    report::LoadStatus,
+};
 
 /// Key in meta, on the leader's lease, with the leader's [`Report`].
 pub(crate) const REPORT_KEY: &[u8] = b"manager/report";
@@ -26,6 +29,8 @@ pub struct ManagerStatus {
     pub moves: Vec<MoveProgress>,
     /// The last moves that are over, oldest first.
     pub finished: Vec<FinishedMove>,
+    /// What clients do, if it is anything to speak of.
+    pub load: Option<LoadStatus>,
     /// Steps of the newest plan, in words.
     pub steps: Vec<String>,
     /// What is not done, and why.
@@ -77,6 +82,9 @@ pub struct Report {
     pub moves: Vec<MoveReport>,
     /// The last moves that failed: range and reason.
     pub failures: Vec<(String, String)>,
+    /// What clients do, if it is anything to speak of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<LoadStatus>,
     /// Steps of the newest plan, in words; at most 20.
     pub steps: Vec<String>,
     /// What is not done, and why; at most 20.
@@ -133,6 +141,7 @@ impl Report {
                 .filter_map(|f| Some((f.last.range.to_string(), f.failure.clone()?)))
                 .take(10)
                 .collect(),
+            load: status.load.clone(),
             steps: status.steps.iter().take(20).cloned().collect(),
             waits: status.waits.iter().take(20).map(|w| (w.what.clone(), w.reason.clone())).collect(),
         }

@@ -32,9 +32,17 @@ pub fn apportion<'a, T: Share>(
     keys: &[(Bytes, f64)],
     to: &[impl AsRef<KeyRange>],
 ) -> Vec<(usize, T)> {
+    apportion_by(figures, to, |range, i| work_in(keys, &to[i].as_ref().intersect(range)))
+}
+
+/// As [`apportion`]; what a range shares out is shared out by `weight`, of the range and the index in `to`.
+pub(super) fn apportion_by<'a, T: Share>(
+    figures: impl IntoIterator<Item = (&'a KeyRange, T)>,
+    to: &[impl AsRef<KeyRange>],
+    weight: impl Fn(&KeyRange, usize) -> f64,
+) -> Vec<(usize, T)> {
     let mut laid: Vec<(usize, T)> = Vec::new();
     for (range, figure) in figures {
-        let at = |i: usize| to[i].as_ref();
         let from = to.partition_point(|r| !r.as_ref().end.is_empty() && r.as_ref().end <= range.start);
         let until = match range.end.is_empty() {
             true => to.len(),
@@ -45,10 +53,9 @@ pub fn apportion<'a, T: Share>(
             laid.extend(parts.map(|i| (i, figure)));
             continue;
         }
-        let sampled = |i: usize| work_in(keys, &at(i).intersect(range));
-        let total: f64 = parts.clone().map(sampled).sum();
+        let total: f64 = parts.clone().map(|i| weight(range, i)).sum();
         let even = 1.0 / parts.len() as f64;
-        let share = |i: usize| if total > 0.0 { sampled(i) / total } else { even };
+        let share = |i: usize| if total > 0.0 { weight(range, i) / total } else { even };
         laid.extend(parts.map(|i| (i, figure.times(share(i)))));
     }
     laid.sort_by_key(|(i, _)| *i);

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-
-use super::{apportion, decay};
+use super::{apportion::apportion_by, decay};
 use crate::keyspace::KeyRange;
 
 /// A peak counts half after this time.
@@ -41,19 +39,20 @@ struct Moved {
 }
 
 impl Memory {
-    /// The work of ranges as of `now`, a time that goes on from call to call: `work` by index in `map`, whose ranges are
-    /// sorted and tile the keyspace; `sampled` says where work lies in ranges that were split since the last call. Gives
-    /// the highest of late, by index.
+    /// The work of ranges as of `now`, a time that goes on from call to call: `work` by index in `map`, sorted, whose ranges are
+    /// sorted and tile the keyspace. Gives the highest of late, by index. The peak of a range that was split since is
+    /// shared out as the work is now.
     pub fn see(
         &mut self,
         now: Duration,
         work: &[(usize, f64)],
-        sampled: &[(Bytes, f64)],
         map: &[impl AsRef<KeyRange>],
     ) -> Vec<(usize, f64)> {
         let left = self.at.map_or(1.0, |at| decay(now.saturating_sub(at), HOLD));
         self.at = Some(now);
-        let mut peaks = apportion(self.peaks.iter().map(|(range, work)| (range, work * left)), sampled, map);
+        let now_at = |i: usize| work.binary_search_by_key(&i, |(i, _)| *i).map_or(0.0, |at| work[at].1);
+        let before = self.peaks.iter().map(|(range, work)| (range, work * left));
+        let mut peaks = apportion_by(before, map, |_, i| now_at(i));
         for &(i, work) in work {
             match peaks.binary_search_by_key(&i, |(i, _)| *i) {
                 Ok(at) => peaks[at].1 = peaks[at].1.max(work),
@@ -97,14 +96,14 @@ mod tests {
     fn peaks_are_held_and_fade() {
         let map = [KeyRange::new("", "m"), KeyRange::new("m", "")];
         let mut memory = Memory::default();
-        assert_eq!(memory.see(seconds(0), &[(1, 800.0)], &[], &map), [(1, 800.0)]);
-        assert_eq!(memory.see(seconds(900), &[(0, 10.0), (1, 0.0)], &[], &map), [(0, 10.0), (1, 400.0)]);
-        assert_eq!(memory.see(seconds(900), &[(1, 500.0)], &[], &map), [(0, 10.0), (1, 500.0)]);
-        // The range is split; the peak is shared out as the keys say.
+        assert_eq!(memory.see(seconds(0), &[(1, 800.0)], &map), [(1, 800.0)]);
+        assert_eq!(memory.see(seconds(900), &[(0, 10.0), (1, 0.0)], &map), [(0, 10.0), (1, 400.0)]);
+        assert_eq!(memory.see(seconds(900), &[(1, 500.0)], &map), [(0, 10.0), (1, 500.0)]);
+        // The range is split; the peak is shared out as the work is.
         let map = [KeyRange::new("", "m"), KeyRange::new("m", "t"), KeyRange::new("t", "")];
-        let sampled = [(Bytes::from_static(b"n"), 1.0), (Bytes::from_static(b"u"), 4.0)];
-        assert_eq!(memory.see(seconds(900), &[], &sampled, &map), [(0, 10.0), (1, 100.0), (2, 400.0)]);
-        assert!(memory.see(seconds(100_000), &[], &[], &map).is_empty());
+        let work = [(1, 5.0), (2, 20.0)];
+        assert_eq!(memory.see(seconds(900), &work, &map), [(0, 10.0), (1, 100.0), (2, 400.0)]);
+        assert!(memory.see(seconds(100_000), &[], &map).is_empty());
     }
 
     #[test]

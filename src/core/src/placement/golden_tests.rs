@@ -12,7 +12,7 @@ use crate::{
     topology::{RebalanceMode, Topology},
 };
 
-fn golden(name: &str, observation: &Observation, topology: &Topology) -> Plan {
+pub(super) fn golden(name: &str, observation: &Observation, topology: &Topology) -> Plan {
     golden_with(name, observation, topology, &Limits::default())
 }
 
@@ -26,7 +26,7 @@ fn golden_with(name: &str, observation: &Observation, topology: &Topology, limit
 }
 
 /// Directories `/a/` to `/t/` of 100 keys of 100 bytes.
-fn twenty_directories(world: &mut World) {
+pub(super) fn twenty_directories(world: &mut World) {
     for letter in 'a'..='t' {
         world.fill(&format!("/{letter}/"), 100, 100);
     }
@@ -271,4 +271,91 @@ fn directory_is_no_longer_splittable() {
     golden("directory_is_no_longer_splittable", &world.observe(&t), &t);
     world.settle(&t, &Limits::default(), 10);
     assert_eq!(world.ranges.len(), 1);
+}
+
+#[test]
+fn one_shard_has_nowhere_to_go() {
+    let t = topology(1);
+    let mut world = World::new(&t);
+    twenty_directories(&mut world);
+    let made = golden("one_shard_has_nowhere_to_go", &world.observe(&t), &t);
+    assert!(made.balanced && made.steps.is_empty());
+}
+
+#[test]
+fn a_heavier_shard_gets_more() {
+    let t = topology(2);
+    let mut world = World::new(&t);
+    world.shards[1].weight = 300;
+    twenty_directories(&mut world);
+    golden("a_heavier_shard_gets_more", &world.observe(&t), &t);
+    world.settle(&t, &Limits::default(), 10);
+    let on_heavy =
+        world.observe(&t).ranges.iter().filter(|r| r.shard == "shard-1").map(|r| r.keys).sum::<u64>();
+    assert!((1400..=1600).contains(&on_heavy), "{on_heavy}");
+}
+
+#[test]
+fn what_moved_recently_stays() {
+    let t = topology(2);
+    let mut world = World::new(&t);
+    world.lay_out(&[("", 0), ("/h/", 0)]);
+    world.ranges.iter_mut().for_each(|range| range.moved_recently = true);
+    twenty_directories(&mut world);
+    let made = golden("what_moved_recently_stays", &world.observe(&t), &t);
+    assert!(made.steps.is_empty() && !made.balanced);
+}
+
+#[test]
+fn paused_while_a_shard_leaves() {
+    let t = topology_with(1, |d| d.mode = RebalanceMode::Paused);
+    let mut world = World::new(&topology(2));
+    world.lay_out(&[("", 0), ("/h/", 1)]);
+    twenty_directories(&mut world);
+    let made = golden("paused_while_a_shard_leaves", &world.observe(&t), &t);
+    assert!(made.ready().count() == 0 && !made.balanced);
+}
+
+#[test]
+fn a_large_pinned_range_moves_in_pieces() {
+    let t = topology_with(2, |d| d.pins = vec![pin("key-", 1)]);
+    let mut world = World::new(&topology(2));
+    world.fill("key-", 1500, 1 << 20);
+    golden("a_large_pinned_range_moves_in_pieces", &world.observe(&t), &t);
+}
+
+#[test]
+fn all_shards_are_unreachable() {
+    let t = topology(2);
+    let mut world = World::new(&t);
+    twenty_directories(&mut world);
+    world.shards.iter_mut().for_each(|shard| shard.state = ShardState::Unreachable);
+    assert!(golden("all_shards_are_unreachable", &world.observe(&t), &t).steps.is_empty());
+}
+
+#[test]
+fn a_long_way_is_planned_in_pieces() {
+    let t = topology(8);
+    let mut world = World::new(&t);
+    world.fill("key-", 2000, 1000);
+    let limits = Limits { steps_max: 5, ..Limits::default() };
+    assert!(golden_with("a_long_way_is_planned_in_pieces", &world.observe(&t), &t, &limits).truncated);
+}
+
+#[test]
+fn without_a_delimiter_any_key_is_a_boundary() {
+    let t = topology_with(2, |d| d.delimiter = Bytes::new());
+    let mut world = World::new(&t);
+    world.fill("/registry/pods/", 1000, 300);
+    assert!(!golden("without_a_delimiter_any_key_is_a_boundary", &world.observe(&t), &t).steps.is_empty());
+}
+
+#[test]
+fn large_values_on_one_shard() {
+    let t = topology(2);
+    let mut world = World::new(&t);
+    world.lay_out(&[("", 0), ("m", 1)]);
+    world.fill("a", 1000, 100_000);
+    world.fill("n", 1000, 100);
+    golden("large_values_on_one_shard", &world.observe(&t), &t);
 }

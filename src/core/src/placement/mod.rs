@@ -42,7 +42,11 @@ mod scan;
 mod text;
 
 #[cfg(test)]
+mod golden_load_tests;
+#[cfg(test)]
 mod golden_tests;
+#[cfg(test)]
+mod load_tests;
 #[cfg(test)]
 mod property_tests;
 #[cfg(test)]

@@ -7,7 +7,10 @@ use bytes::Bytes;
 
 use super::{Action, CutScan, Limits, Observation, RangeView, ShardState, ShardView, Step, plan};
 use crate::{
+    hash::fnv1a,
     keyspace::{KeyRange, Rid},
+    load::{Counter, Folded, KEYS_MAX, Sketch, cuts_with_work},
+    records::{KeyLoad, LoadRecord},
     topology::{Draft, DraftPin, Topology, shard_name, validate},
 };
 
@@ -15,6 +18,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(super) struct World {
     pub(super) keys: BTreeMap<Bytes, u64>,
+    /// What clients do to keys, in operations a second.
+    pub(super) work: BTreeMap<Bytes, u64>,
     pub(super) ranges: Vec<RangeView>,
     pub(super) shards: Vec<ShardView>,
     pub(super) generation: u64,
@@ -27,6 +32,7 @@ impl World {
     pub(super) fn new(topology: &Topology) -> Self {
         let mut world = Self {
             keys: BTreeMap::new(),
+            work: BTreeMap::new(),
             ranges: Vec::new(),
             shards: Vec::new(),
             generation: 1,
@@ -64,6 +70,43 @@ impl World {
         }
     }
 
+    /// Gives each of the first `n` keys of `fill` so much work.
+    pub(super) fn heat(&mut self, prefix: &str, n: usize, work: u64) {
+        for i in 0..n {
+            self.work.insert(format!("{prefix}{i:05}").into(), work);
+        }
+    }
+
+    /// Work of the keys of a range.
+    pub(super) fn work_in(&self, range: &KeyRange) -> u64 {
+        self.work
+            .range(range.start.clone()..)
+            .take_while(|(key, _)| range.contains(key))
+            .map(|(_, work)| work)
+            .sum()
+    }
+
+    /// Work of each shard.
+    pub(super) fn work_of_shards(&self) -> BTreeMap<String, u64> {
+        let mut sums: BTreeMap<String, u64> = self.shards.iter().map(|s| (s.name.clone(), 0)).collect();
+        for range in &self.ranges {
+            *sums.entry(range.shard.clone()).or_default() += self.work_in(&range.range);
+        }
+        sums
+    }
+
+    /// What proxies would tell of the keys: as many as they have room for.
+    pub(super) fn folded(&self) -> Folded {
+        let mut sketch = Sketch::new(KEYS_MAX);
+        // Requests come in no order.
+        let mut keys: Vec<_> = self.work.iter().filter(|(_, work)| **work > 0).collect();
+        keys.sort_by_key(|(key, _)| fnv1a(key));
+        keys.into_iter().for_each(|(key, work)| sketch.offer(key, *work as f64));
+        let told = |c: &Counter| KeyLoad { key: c.key.clone(), work: c.work as u64, sure: c.sure() as u64 };
+        let keys = sketch.counters().iter().map(told).collect();
+        Folded::of([&LoadRecord { ranges: Vec::new(), keys }])
+    }
+
     fn range(&mut self, range: KeyRange, shard: u32) -> RangeView {
         RangeView {
             range,
@@ -88,6 +131,7 @@ impl World {
     /// Scans all ranges.
     pub(super) fn observe(&self, topology: &Topology) -> Observation {
         let wanted = topology.wanted_boundaries();
+        let folded = self.folded();
         let mut ranges = self.ranges.clone();
         for view in &mut ranges {
             let mut scan = CutScan::new(&topology.keyspace.rules, &view.range.start, &wanted, self.cuts_max);
@@ -100,7 +144,16 @@ impl World {
             let scanned = scan.finish(&view.range.end);
             view.keys = scanned.keys;
             view.bytes = scanned.bytes;
-            view.cuts = Some(scanned.cuts);
+            view.work = self.work_in(&view.range);
+            view.hot = folded.hottest(&view.range, view.work as f64);
+            view.cuts = Some(match view.work {
+                0 => scanned.cuts,
+                work => {
+                    let size = (view.keys, view.bytes);
+                    let rules = &topology.keyspace.rules;
+                    cuts_with_work(&view.range, &scanned.cuts, size, work, folded.sampled(), rules)
+                }
+            });
         }
         Observation { generation: self.generation, shards: self.shards.clone(), ranges }
     }
