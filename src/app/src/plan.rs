@@ -109,6 +109,7 @@ struct KnownStep {
     to: Option<String>,
     keys: i64,
     bytes: i64,
+    load: i64,
     reason: String,
 }
 
@@ -137,7 +138,11 @@ fn text_of(shards: &ShardChanges, plan: &Known) -> String {
         if let Some(at) = &step.at {
             let _ = write!(out, ", at {at}");
         }
-        let _ = writeln!(out, ", {} keys, {}: {}", step.keys, bytes(step.bytes), step.reason);
+        let _ = write!(out, ", {} keys, {}", step.keys, bytes(step.bytes));
+        if step.load > 0 {
+            let _ = write!(out, ", {} ops/s", step.load);
+        }
+        let _ = writeln!(out, ": {}", step.reason);
     }
     if plan.truncated {
         let _ = writeln!(out, "… and more, planned once these are done");
@@ -197,7 +202,7 @@ mod tests {
                 {"action": "split", "start": "", "end": "", "at": "/m/", "from": "shard-0", "keys": 4, "bytes": 2048,
                  "ready": true, "reason": "to part it"},
                 {"action": "move", "start": "/m/", "end": "", "from": "shard-0", "to": "shard-1", "keys": 2,
-                 "bytes": 1024, "ready": false, "reason": "shard-0 is full"},
+                 "bytes": 1024, "load": 700, "ready": false, "reason": "shard-0 is full"},
             ],
             "waits": [{"what": "shard-1", "reason": "joining"}],
         }))
@@ -205,7 +210,7 @@ mod tests {
         let expected = "\
 add shard-1
 split start to end, shard-0, at /m/, 4 keys, 2.0 KiB: to part it
-move /m/ to end, shard-0 → shard-1, 2 keys, 1.0 KiB: shard-0 is full
+move /m/ to end, shard-0 → shard-1, 2 keys, 1.0 KiB, 700 ops/s: shard-0 is full
 not yet shard-1: joining
 2 steps, 1 of them moves of 1.0 KiB together";
         assert_eq!(text_of(&shards, &plan), expected);

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::{Context, Result};
-use sharded_etcd_crd::status::{ConditionStatus, ShardPhase, ShardedEtcdStatus};
+use sharded_etcd_crd::status::{ConditionStatus, LoadStatus, ShardPhase, ShardedEtcdStatus};
 
 use crate::{
     cli::{OutputFormat, StatusArgs},
@@ -91,7 +91,49 @@ fn text(status: &ShardedEtcdStatus) -> String {
     if !moves.is_empty() {
         let _ = write!(out, "\n\n{moves}");
     }
+    if let Some(load) = &status.load {
+        write_load(&mut out, load);
+    }
     out
+}
+
+/// What clients do, by the second.
+fn write_load(out: &mut String, load: &LoadStatus) {
+    let bound = |key: &str, open: &str| if key.is_empty() { open.to_owned() } else { key.to_owned() };
+    let mut shards = Table::new(&["LOAD", "READS/S", "WRITES/S", "READ/S", "WRITTEN/S", "EVENTS/S", "OPS/S"]);
+    for shard in &load.shards {
+        shards.row([
+            shard.shard.clone(),
+            shard.reads.to_string(),
+            shard.writes.to_string(),
+            bytes(shard.read_bytes),
+            bytes(shard.written_bytes),
+            shard.watch_events.to_string(),
+            shard.operations.to_string(),
+        ]);
+    }
+    let _ = write!(out, "\n\n{shards}");
+    let mut ranges = Table::new(&["BUSY RANGE", "", "SHARD", "READS/S", "WRITES/S", "OPS/S"]);
+    for range in &load.ranges {
+        ranges.row([
+            bound(&range.start, "start"),
+            bound(&range.end, "end"),
+            range.shard.clone(),
+            range.reads.to_string(),
+            range.writes.to_string(),
+            range.operations.to_string(),
+        ]);
+    }
+    if !ranges.is_empty() {
+        let _ = write!(out, "\n\n{ranges}");
+    }
+    let mut keys = Table::new(&["HOT KEY", "SHARD", "OPS/S"]);
+    for key in &load.keys {
+        keys.row([key.key.clone(), key.shard.clone(), key.operations.to_string()]);
+    }
+    if !keys.is_empty() {
+        let _ = write!(out, "\n\n{keys}");
+    }
 }
 
 fn phase(phase: ShardPhase) -> &'static str {
@@ -106,7 +148,9 @@ fn phase(phase: ShardPhase) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use sharded_etcd_crd::status::{Condition, MoveStatus, RangeMapStatus, RangeStatus, ShardStatus};
+    use sharded_etcd_crd::status::{
+        Condition, KeyLoad, MoveStatus, RangeLoad, RangeMapStatus, RangeStatus, ShardLoad, ShardStatus,
+    };
 
     use super::*;
 
@@ -161,6 +205,26 @@ mod tests {
                 stall_ms: None,
                 reason: "to balance".into(),
             }],
+            load: Some(LoadStatus {
+                shards: vec![ShardLoad {
+                    shard: "shard-0".into(),
+                    reads: 900,
+                    writes: 20,
+                    read_bytes: 2048,
+                    written_bytes: 100,
+                    watch_events: 7,
+                    operations: 980,
+                }],
+                ranges: vec![RangeLoad {
+                    start: String::new(),
+                    end: "/m/".into(),
+                    shard: "shard-0".into(),
+                    reads: 900,
+                    writes: 20,
+                    operations: 980,
+                }],
+                keys: vec![KeyLoad { key: "/a/hot".into(), shard: "shard-0".into(), operations: 500 }],
+            }),
             ..ShardedEtcdStatus::default()
         };
         let expected = "\
@@ -175,7 +239,16 @@ start   /m/   shard-0   7      -
 … and 1 more
 
 MOVE           FROM      TO        PHASE   DONE   WHY
-[\"/m/\", end)   shard-0   shard-1   copy    40 %   to balance";
+[\"/m/\", end)   shard-0   shard-1   copy    40 %   to balance
+
+LOAD      READS/S   WRITES/S   READ/S    WRITTEN/S   EVENTS/S   OPS/S
+shard-0   900       20         2.0 KiB   100 B       7          980
+
+BUSY RANGE         SHARD     READS/S   WRITES/S   OPS/S
+start        /m/   shard-0   900       20         980
+
+HOT KEY   SHARD     OPS/S
+/a/hot    shard-0   500";
         assert_eq!(text(&status), expected);
     }
 }

@@ -13,5 +13,6 @@ mod clients;
 mod cluster;
 mod engine;
 mod harness;
+mod load;
 mod rebalance;
 mod two_proxies;
