@@ -47,6 +47,17 @@ fn observe(shards: u32, ranges: u32, owner: impl Fn(u32) -> u32) -> Observation 
     }
 }
 
+/// The same with so many operations a second in each range, most of them between its third and fourth cut point.
+fn with_load(mut observation: Observation, work: impl Fn(u32) -> u64) -> Observation {
+    for (view, i) in observation.ranges.iter_mut().zip(0..) {
+        view.work = work(i);
+        for (cut, nth) in view.cuts.iter_mut().flatten().zip(1u64..) {
+            cut.work_before = view.work * if nth > 3 { 90 + nth } else { nth } / 100;
+        }
+    }
+    observation
+}
+
 fn measure(what: &str, observation: &Observation, topology: &Topology) {
     let limits = Limits::default();
     let mut best = f64::INFINITY;
@@ -80,6 +91,15 @@ fn main() {
     measure("half of the shards are empty", &observe(shards, ranges, |i| i % (shards / 2)), &plain);
     let fewer = topology(shards - 10, &|_| {});
     measure("ten shards leave", &observe(shards, ranges, |i| i % shards), &fewer);
+    // A thousandth of the ranges has as much load as all others together.
+    let hot = |i: u32| if i % 1000 == 7 { 200_000 } else { 200 };
+    measure("balanced, with load", &with_load(observe(shards, ranges, |i| i % shards), |_| 1000), &plain);
+    measure("hot ranges anywhere", &with_load(observe(shards, ranges, |i| i % shards), hot), &plain);
+    measure(
+        "all hot ranges on one shard",
+        &with_load(observe(shards, ranges, |i| if i % 1000 == 7 { 0 } else { i % shards }), hot),
+        &plain,
+    );
     let pinned = topology(shards, &|draft| {
         let pin = |i: u32| DraftPin {
             prefix: Bytes::from(format!("/d{:07}/", i * 97)),

@@ -13,7 +13,7 @@ use sharded_etcd_core::{
 };
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::{Shard, ShardError};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
@@ -111,7 +111,7 @@ impl Registration {
     async fn keep(self: Arc<Self>) {
         let shutdown = self.ctx.shutdown.clone();
         let mut pause = PAUSE_MIN;
-        let mut publisher = Publisher::new(&self.ctx.metrics.load, &self.ctx.line.cut().map);
+        let mut publisher = Publisher::new(&self.ctx.metrics.load, &self.ctx.line.cut().map, Instant::now());
         while !shutdown.is_cancelled() {
             if let Err(error) = self.keep_once(&mut pause, &mut publisher).await {
                 tracing::warn!(%error, "registering this proxy in meta again");
@@ -136,7 +136,7 @@ impl Registration {
                 self.meta().put(put).await?;
                 written = Some(record);
             }
-            let load = publisher.due(&self.ctx.metrics.load, &self.ctx.line.cut().map);
+            let load = publisher.due(&self.ctx.metrics.load, &self.ctx.line.cut().map, Instant::now());
             if let Some(load) = load.filter(|load| *load != told)
                 && self.tell_load(&load, lease).await
             {
