@@ -214,6 +214,23 @@ async fn progress_covers_what_was_acknowledged_before_it_was_asked_for() {
 }
 
 #[tokio::test]
+async fn progress_is_answered_while_meta_is_away() {
+    let mut t = two().await;
+    let meta = Gate::new(Arc::clone(&t.meta));
+    t.meta = Arc::clone(&meta) as Arc<dyn Shard>;
+    let served = Served::start(t.context("p").await, HubOptions::default()).await;
+    let mut client = served.client().await;
+    let begun = client.create(create("a", b"", 0)).await.header.unwrap().revision;
+    meta.set_open(false);
+    client.ask_progress().await;
+    let answer = client.next().await;
+    assert_eq!(answer.watch_id, -1, "{answer:?}");
+    assert!(answer.events.is_empty() && answer.header.unwrap().revision >= begun);
+    meta.set_open(true);
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn a_shard_that_cannot_be_reached_holds_up_only_its_own_ranges() {
     let t = two().await;
     let gate = Gate::new(Arc::clone(&t.shards[0]));

@@ -190,7 +190,12 @@ impl ClientStream {
                 _ = notify.tick() => self.notify().await?,
                 revision = progress.next(&self.ctx.line) => match revision {
                     Ok(revision) => self.hub.progress(revision).await?,
-                    Err(error) => self.no_line(&error)?,
+                    Err(error) => {
+                        self.no_line(&error)?;
+                        // As a member of etcd without a leader: what has been sent is answered, who needs more sees that
+                        // it is too old.
+                        self.hub.progress(self.ctx.line.cut().revision).await?;
+                    }
                 },
                 request = requests.message(), if open => match request {
                     Ok(Some(first)) => {
