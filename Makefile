@@ -64,6 +64,11 @@ test-linear: tools ## of the tests, the long form of the one that judges histori
 	$(CARGO) build --locked --workspace --bins --profile $(PROFILE)
 	LIN_SECONDS=$${LIN_SECONDS:-1800} $(CARGO) test --locked --workspace --profile $(PROFILE) --test linear -- --nocapture
 
+.PHONY: test-faults
+test-faults: tools ## of the tests, the long form of the one in which moves meet faults: every step, fault and process; hours. FAULT_SECONDS (10), FAULT_SEED
+	$(CARGO) build --locked --workspace --bins --profile $(PROFILE)
+	FAULT_CELLS=all FAULT_SECONDS=$${FAULT_SECONDS:-10} $(CARGO) test --locked --profile $(PROFILE) -p sharded-etcd-e2e --test moves -- --nocapture
+
 .PHONY: test-stops
 test-stops: ## of the tests, the long form of those that stop the operator at every call; an hour
 	OPERATOR_STOPS=all $(CARGO) test --locked --workspace --profile $(PROFILE) --test scripted -- stops

@@ -1,6 +1,7 @@
 //! Starts and stops `sharded-etcd` as a user would, for the tests beside this crate.
 
 pub mod cluster;
+pub mod relay;
 
 use std::{
     path::{Path, PathBuf},

@@ -94,7 +94,8 @@ func (l *locker) closeFailed(err error) {
 	}
 	now := l.rec.Now()
 	l.errs.add("session close", err)
-	l.led.That(l.cfg.Tolerate && l.outages.during(now-lockWait, now), chkLocks, "%s: session close: %v, without an outage", l.name, err)
+	again := l.cfg.Tolerate && (l.resent(now) || l.outages.during(now-lockWait, now))
+	l.led.That(again, chkLocks, "%s: session close: %v, without an outage", l.name, err)
 }
 
 // lockContext ends with the wait or, soon, with the run.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use sharded_etcd_core::topology::Topology;
 use sharded_etcd_crd::routing::Routing;
 use sharded_etcd_line::{Line, LineOptions, Shards};
-use sharded_etcd_manager::{Manager, ManagerOptions, start_topology};
+use sharded_etcd_manager::{Failpoints, Manager, ManagerOptions, start_topology};
 use sharded_etcd_shard::{Relay, Shard, ShardDirectory};
 use tokio::sync::watch;
 
@@ -24,6 +24,9 @@ use crate::{
     routed::{Routed, check_meta},
     signals,
 };
+
+/// Names a folder of gates, see [`Failpoints::gates`]; for tests only.
+const MOVE_GATES: &str = "SHARDED_ETCD_MOVE_GATES";
 
 /// Runs until it is told to stop.
 ///
@@ -47,7 +50,10 @@ pub async fn run(args: ShardManagerArgs) -> Result<()> {
     let shards = Shards::new(Arc::clone(&line), directory);
     let name = args.name.unwrap_or_else(|| format!("{}-{}", host::name(), std::process::id()));
     let (topology, wanted) = watch::channel(Arc::new(topology(&routings.borrow_and_update())?));
-    let manager = Manager::start(ManagerOptions::new(Arc::clone(&line), Arc::clone(&shards), wanted, name));
+    let manager = Manager::start(ManagerOptions {
+        failpoints: failpoints(),
+        ..ManagerOptions::new(Arc::clone(&line), Arc::clone(&shards), wanted, name)
+    });
     let passer = tokio::spawn(pass_on(routings, topology));
     let admin = admin::service(&line, &shards, manager.sizes(), None);
     front.works(Works { admin, line: Arc::clone(&line), manager: Arc::clone(&manager) });
@@ -67,6 +73,12 @@ pub async fn run(args: ShardManagerArgs) -> Result<()> {
         None => serving.await,
     };
     served.context("the port's task crashed")?
+}
+
+/// Where tests of whole processes hold moves; nothing unless they say so.
+fn failpoints() -> Failpoints {
+    let folder = std::env::var_os(MOVE_GATES);
+    folder.map_or_else(Failpoints::default, |folder| Failpoints::gates(Path::new(&folder)))
 }
 
 /// The line, of a topology that is started if need be.

@@ -88,7 +88,7 @@ impl Reshaper {
                 return Ok(false);
             }
             let name = step.name();
-            self.failpoints.before(name)?;
+            self.failpoints.before(name).await?;
             let answer = match step {
                 ReshapeStep::Open(txn) | ReshapeStep::Close(txn) | ReshapeStep::Cancel(txn) => {
                     shard.txn(txn).await?
@@ -109,7 +109,7 @@ impl Reshaper {
                 self.line.at_position(answer.header.map_or(0, |h| h.revision)).await?;
             }
             tracing::info!(id = %reshape.id, step = name, "split or merge");
-            self.failpoints.after(name)?;
+            self.failpoints.after(name).await?;
         }
         Ok(false)
     }

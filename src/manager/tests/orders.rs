@@ -6,7 +6,7 @@ mod world;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -169,6 +169,42 @@ async fn ranges_are_moved_split_and_merged_by_hand() {
     assert_eq!(hand.admin.order(Request::new(unreadable)).await.unwrap_err().code(), Code::InvalidArgument);
     let unknown = OrderStateRequest { id: "x".into() };
     assert_eq!(hand.admin.order_state(Request::new(unknown)).await.unwrap_err().code(), Code::NotFound);
+    manager.close().await;
+}
+
+/// Several orders of one round do not begin more moves than may be under way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_moves_are_begun_than_may_be_under_way() {
+    let hand = Hand::new(RebalanceMode::Manual, 50).await;
+    let mut draft = Draft::new("demo", 2);
+    (draft.mode, draft.moves_max) = (RebalanceMode::Manual, 1);
+    hand.wanted.send_replace(Arc::new(validate(draft).unwrap()));
+    let starts = ["a00010", "a00020", "a00030", "a00040"];
+    let mut ids = Vec::new();
+    for (start, end) in starts.into_iter().zip(["a00020", "a00030", "a00040", "m"]) {
+        ids.push(hand.give(&to(start, end, "shard-1")).await);
+    }
+    let (now, most) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)));
+    let (counted, highest) = (Arc::clone(&now), Arc::clone(&most));
+    let failpoints = Failpoints::new(move |point| {
+        match (point.when, point.step) {
+            (When::After, "open") => {
+                let moves = counted.fetch_add(1, Ordering::SeqCst) + 1;
+                highest.fetch_max(moves, Ordering::SeqCst);
+            }
+            (When::Before, "flip") => {
+                // Maybe not for the first time, if a guard did not match.
+                counted.store(0, Ordering::SeqCst);
+            }
+            _ => {}
+        }
+        Proceed::Go
+    });
+    let manager = hand.manager(failpoints);
+    for id in ids {
+        hand.until(&id, "the move", |r| r.state == OrderState::Done).await;
+    }
+    assert_eq!((now.load(Ordering::SeqCst), most.load(Ordering::SeqCst)), (0, 1));
     manager.close().await;
 }
 

@@ -21,6 +21,7 @@ mod claims;
 mod decide;
 mod effect;
 pub mod ops;
+mod pace;
 mod reshape;
 
 #[cfg(test)]
@@ -40,6 +41,7 @@ use crate::{
 pub use batch::{BATCH_BYTES_MAX, BATCH_KEYS_MAX, Change, import_txn, latest_of_each_key};
 pub use decide::{Step, Work, decide};
 pub use effect::{Effect, Place, abort_txn, plan_txn, purge_chunk_txn};
+pub use pace::Pace;
 pub use reshape::{Reshape, ReshapeStep, pending_reshape, propose_merge, propose_split, reshape_step};
 
 /// Something stored, with its mod revision; a record that does not exist has mod revision 0.

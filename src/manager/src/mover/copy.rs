@@ -1,16 +1,18 @@
 //! Copying a range as it was at one revision of the source.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use sharded_etcd_core::{
     keyspace::{KeyRange, successor},
-    moves::{BATCH_BYTES_MAX, BATCH_KEYS_MAX, Change, Observation, Stored, import_txn, ops},
-    records::{Cursor, CursorStage, MoveRecord},
+    moves::{BATCH_BYTES_MAX, BATCH_KEYS_MAX, Change, Observation, Pace, Stored, import_txn, ops},
+    records::{Cursor, CursorStage, MoveRecord, cursor_key, fence_key},
 };
 use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_shard::{Shard, ShardError};
+use tokio::time::Instant;
 
-use super::{Interrupt, Mover, read::KeyReader};
+use super::{Interrupt, Mover, observe::get, read::KeyReader};
 
 /// Tries to import one batch, when leases end at the same time.
 const IMPORT_TRIES_MAX: usize = 20;
@@ -29,8 +31,10 @@ impl Mover<'_> {
         let mut reader = KeyReader::new(line, source, record.from, &rest, copy_at, overrides);
         let mut queue = VecDeque::new();
         let mut more = read_more(&mut reader, &mut queue, copy_at).await?;
+        let mut pace = Pacer::new();
         loop {
-            self.context.failpoints.before("copy")?;
+            let begun = Instant::now();
+            self.context.failpoints.before("copy").await?;
             let batch = take_batch(&mut queue);
             let stage = match batch.last() {
                 Some(last) if more || !queue.is_empty() => CursorStage::Copy { next: successor(last.key()) },
@@ -43,10 +47,11 @@ impl Mover<'_> {
                 async { if more { read_more(&mut reader, &mut queue, copy_at).await } else { Ok(false) } };
             ((), more) = tokio::try_join!(import, read)?;
             note_cursor(seen, &cursor);
-            self.context.failpoints.after("copy")?;
+            self.context.failpoints.after("copy").await?;
             if tail {
                 return Ok(());
             }
+            pace.rest(self, &record, begun).await?;
         }
     }
 
@@ -127,6 +132,55 @@ impl Mover<'_> {
             p.keys_total = total;
             p.keys_done = total - left.min(total);
         });
+        Ok(())
+    }
+}
+
+/// How often the shards are looked at while a range is copied.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Slows a copy down while it slows its shards down, see [`Pace`].
+struct Pacer {
+    pace: Pace,
+    looked: Option<Instant>,
+}
+
+impl Pacer {
+    fn new() -> Self {
+        Self { pace: Pace::default(), looked: None }
+    }
+
+    /// Looks at the shards now and then, and rests after an import that began at `begun`.
+    async fn rest(
+        &mut self,
+        mover: &Mover<'_>,
+        record: &MoveRecord,
+        begun: Instant,
+    ) -> Result<(), Interrupt> {
+        let worked = begun.elapsed();
+        if self.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
+            let (source, destination) = (mover.shard(record.from).await?, mover.shard(record.to).await?);
+            // Waits for everything that the shard has taken up before, as clients' reads and writes do.
+            let look = |shard: Arc<dyn Shard>, key| async move {
+                let since = Instant::now();
+                shard.range(get(key)).await?;
+                Ok::<_, ShardError>(since.elapsed())
+            };
+            let (source, destination) = tokio::try_join!(
+                look(source, fence_key(&record.rid)),
+                look(destination, cursor_key(&record.id))
+            )?;
+            let before = self.pace.percent();
+            self.pace.observe(source, destination);
+            self.looked = Some(Instant::now());
+            if self.pace.percent() < before {
+                tracing::debug!(rid = %record.rid, ?source, ?destination, percent = self.pace.percent(), "move slows down");
+            }
+        }
+        let pause = self.pace.pause(worked);
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
         Ok(())
     }
 }

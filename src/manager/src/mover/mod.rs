@@ -291,7 +291,7 @@ impl Mover<'_> {
     ) -> std::result::Result<(), Interrupt> {
         let Some(txn) = effect.txn(seen) else { return Err(Interrupt::Lost) };
         let Some(record) = seen.record.as_ref().map(|r| r.value.clone()) else { return Err(Interrupt::Lost) };
-        self.context.failpoints.before(effect.name())?;
+        self.context.failpoints.before(effect.name()).await?;
         if *effect == Effect::Close {
             self.stall = Some(Instant::now());
         }
@@ -307,7 +307,7 @@ impl Mover<'_> {
         tracing::info!(rid = %self.rid, step = effect.name(), revision, "move");
         seen.after(effect, session, revision);
         self.decided(effect, &record, revision).await?;
-        self.context.failpoints.after(effect.name())?;
+        self.context.failpoints.after(effect.name()).await?;
         Ok(())
     }
 

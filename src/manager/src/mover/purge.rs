@@ -30,13 +30,13 @@ impl Mover<'_> {
         let shard = self.shard(ix).await?;
         let keys = record.range.clamped();
         loop {
-            self.context.failpoints.before("purge")?;
+            self.context.failpoints.before("purge").await?;
             let Some(chunk) = next_chunk(shard.as_ref(), &keys).await? else { break };
             let answer = shard.txn(purge_chunk_txn(purge_key(rid), guard, &chunk)).await?;
             if !answer.succeeded {
                 return Err(Interrupt::Lost);
             }
-            self.context.failpoints.after("purge")?;
+            self.context.failpoints.after("purge").await?;
         }
         session.purged = true;
         Ok(())

@@ -191,13 +191,13 @@ impl Mover<'_> {
             None => Tail::begin(source.as_ref(), &record, tail_position(&cursor)?).await?,
         };
         loop {
-            self.context.failpoints.before("tail")?;
+            self.context.failpoints.before("tail").await?;
             let end = self.context.line.cut().v(record.from);
             let behind = tail.last.0 + LAG_MAX < end && tail.pending.is_empty();
             tail.receive(if behind { EVENT_WAIT } else { Duration::ZERO }).await?;
             self.apply(&record, source.as_ref(), &mut tail, &mut cursor).await?;
             note_cursor(seen, &cursor);
-            self.context.failpoints.after("tail")?;
+            self.context.failpoints.after("tail").await?;
             let end = self.context.line.cut().v(record.from);
             if !tail.pending.is_empty() || tail.last.0 + LAG_MAX < end {
                 continue;
@@ -223,7 +223,7 @@ impl Mover<'_> {
         cursor: &Stored<Cursor>,
         tail: &mut Tail,
     ) -> Result<(), Interrupt> {
-        self.context.failpoints.before("verify")?;
+        self.context.failpoints.before("verify").await?;
         let at = tail.applied(self.context.line.cut().v(record.from));
         let difference = if tail.verified {
             self.compare_keys(record, at, cursor.modified, &tail.changed).await?
@@ -233,7 +233,7 @@ impl Mover<'_> {
         tail.rounds += 1;
         tail.changed.clear();
         tail.verified = difference.is_none();
-        self.context.failpoints.after("verify")?;
+        self.context.failpoints.after("verify").await?;
         let Some(difference) = difference else { return Ok(()) };
         self.verify_failures += 1;
         tracing::warn!(rid = %self.rid, %difference, tries = self.verify_failures, "copy differs from its source");
@@ -259,7 +259,7 @@ impl Mover<'_> {
                 "its watch on the source was lost while writers waited".to_owned(),
             ));
         };
-        self.context.failpoints.before("drain")?;
+        self.context.failpoints.before("drain").await?;
         while tail.last.0 < upto {
             tail.receive(EVENT_WAIT).await?;
         }
@@ -273,7 +273,7 @@ impl Mover<'_> {
             return Err(Interrupt::GiveUp(format!("the copy differs after the close: {difference}")));
         }
         session.drained = true;
-        self.context.failpoints.after("drain")?;
+        self.context.failpoints.after("drain").await?;
         Ok(())
     }
 

@@ -40,3 +40,25 @@ impl Throttle {
         tokio::time::sleep_until(until).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever takes waits for what others have taken; the rate is never exceeded, however busy the machine is.
+    #[tokio::test]
+    async fn takers_share_one_rate() {
+        let throttle = Throttle::new(Some(10_000));
+        let begun = Instant::now();
+        let takers = (0..4).map(|_| async {
+            throttle.take(500).await;
+            throttle.take(500).await;
+        });
+        futures::future::join_all(takers).await;
+        // The last one waits for the 3,500 bytes before it.
+        assert!(begun.elapsed() >= Duration::from_millis(350), "{:?}", begun.elapsed());
+        throttle.set(None);
+        throttle.take(1 << 40).await;
+        throttle.take(1 << 40).await;
+    }
+}
