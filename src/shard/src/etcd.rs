@@ -19,6 +19,7 @@ mod connection;
 mod endpoint;
 mod failure;
 mod pool;
+mod unary;
 mod watch;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -26,10 +27,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use prost::Message;
 use sharded_etcd_etcd_api::{
-    etcdserverpb::{
-        kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient,
-        watch_client::WatchClient,
-    },
+    etcdserverpb::{lease_client::LeaseClient, watch_client::WatchClient},
     messages as pb,
 };
 use tonic::{Code, Status};
@@ -37,6 +35,7 @@ use tonic::{Code, Status};
 use crate::{Member, Result, Shard, ShardError, WatchStream, error::ERR_REQUEST_TOO_LARGE};
 use endpoint::Endpoint;
 use pool::Pool;
+use unary::method;
 
 pub use pool::SUSPENSION;
 
@@ -119,20 +118,9 @@ impl EtcdShard {
         })
     }
 
-    fn kv(&self) -> KvClient<Pool> {
-        let limit = self.options.message_bytes_max;
-        KvClient::with_origin(self.calls.clone(), self.origin.clone()).max_decoding_message_size(limit)
-    }
-
     fn lease(&self) -> LeaseClient<Pool> {
         let limit = self.options.message_bytes_max;
         LeaseClient::with_origin(self.calls.clone(), self.origin.clone()).max_decoding_message_size(limit)
-    }
-
-    fn maintenance(&self) -> MaintenanceClient<Pool> {
-        let limit = self.options.message_bytes_max;
-        MaintenanceClient::with_origin(self.calls.clone(), self.origin.clone())
-            .max_decoding_message_size(limit)
     }
 
     fn watch_client(&self) -> WatchClient<Pool> {
@@ -146,6 +134,20 @@ impl EtcdShard {
             return Err(ShardError::refused(Code::InvalidArgument, ERR_REQUEST_TOO_LARGE));
         }
         Ok(())
+    }
+
+    /// Asks one member, and waits no longer than the request timeout.
+    async fn ask<A: Message + Default>(&self, method: &'static str, request: impl Message) -> Result<A> {
+        self.bounded(self.call(&self.calls, method, &request)).await
+    }
+
+    async fn call<A: Message + Default>(
+        &self,
+        pool: &Pool,
+        method: &'static str,
+        request: &impl Message,
+    ) -> std::result::Result<A, Status> {
+        unary::call(pool, &self.origin, method, request, self.options.message_bytes_max).await
     }
 
     /// Waits for an answer, but not longer than the request timeout.
@@ -171,37 +173,31 @@ impl EtcdShard {
 
 impl Shard for EtcdShard {
     fn range(&self, request: pb::RangeRequest) -> BoxFuture<'_, Result<pb::RangeResponse>> {
-        Box::pin(async move {
-            let mut client = self.kv();
-            Ok(self.bounded(client.range(request)).await?.into_inner())
-        })
+        Box::pin(self.ask(method::RANGE, request))
     }
 
     fn put(&self, request: pb::PutRequest) -> BoxFuture<'_, Result<pb::PutResponse>> {
         Box::pin(async move {
             self.check_size(&request)?;
-            let mut client = self.kv();
-            Ok(self.bounded(client.put(request)).await?.into_inner())
+            self.ask(method::PUT, request).await
         })
     }
 
     fn txn(&self, request: pb::TxnRequest) -> BoxFuture<'_, Result<pb::TxnResponse>> {
         Box::pin(async move {
             self.check_size(&request)?;
-            let mut client = self.kv();
-            Ok(self.bounded(client.txn(request)).await?.into_inner())
+            self.ask(method::TXN, request).await
         })
     }
 
     fn compact(&self, request: pb::CompactionRequest) -> BoxFuture<'_, Result<pb::CompactionResponse>> {
         Box::pin(async move {
-            let mut client = self.kv();
             let limit = if request.physical {
                 self.options.maintenance_timeout
             } else {
                 self.options.request_timeout
             };
-            Ok(self.bounded_by(limit, client.compact(request)).await?.into_inner())
+            self.bounded_by(limit, self.call(&self.calls, method::COMPACT, &request)).await
         })
     }
 
@@ -210,20 +206,14 @@ impl Shard for EtcdShard {
     }
 
     fn lease_grant(&self, request: pb::LeaseGrantRequest) -> BoxFuture<'_, Result<pb::LeaseGrantResponse>> {
-        Box::pin(async move {
-            let mut client = self.lease();
-            Ok(self.bounded(client.lease_grant(request)).await?.into_inner())
-        })
+        Box::pin(self.ask(method::GRANT, request))
     }
 
     fn lease_revoke(
         &self,
         request: pb::LeaseRevokeRequest,
     ) -> BoxFuture<'_, Result<pb::LeaseRevokeResponse>> {
-        Box::pin(async move {
-            let mut client = self.lease();
-            Ok(self.bounded(client.lease_revoke(request)).await?.into_inner())
-        })
+        Box::pin(self.ask(method::REVOKE, request))
     }
 
     fn lease_keep_alive(&self, id: i64) -> BoxFuture<'_, Result<pb::LeaseKeepAliveResponse>> {
@@ -243,39 +233,30 @@ impl Shard for EtcdShard {
         &self,
         request: pb::LeaseTimeToLiveRequest,
     ) -> BoxFuture<'_, Result<pb::LeaseTimeToLiveResponse>> {
-        Box::pin(async move {
-            let mut client = self.lease();
-            Ok(self.bounded(client.lease_time_to_live(request)).await?.into_inner())
-        })
+        Box::pin(self.ask(method::TIME_TO_LIVE, request))
     }
 
     fn lease_leases(&self) -> BoxFuture<'_, Result<pb::LeaseLeasesResponse>> {
-        Box::pin(async move {
-            let mut client = self.lease();
-            Ok(self.bounded(client.lease_leases(pb::LeaseLeasesRequest {})).await?.into_inner())
-        })
+        Box::pin(self.ask(method::LEASES, pb::LeaseLeasesRequest {}))
     }
 
     fn status(&self) -> BoxFuture<'_, Result<pb::StatusResponse>> {
-        Box::pin(async move {
-            let mut client = self.maintenance();
-            Ok(self.bounded(client.status(pb::StatusRequest {})).await?.into_inner())
-        })
+        Box::pin(self.ask(method::STATUS, pb::StatusRequest {}))
     }
 
     fn defragment(&self) -> BoxFuture<'_, Result<pb::DefragmentResponse>> {
         Box::pin(async move {
-            let mut client = self.maintenance();
-            let limit = self.options.maintenance_timeout;
-            Ok(self.bounded_by(limit, client.defragment(pb::DefragmentRequest {})).await?.into_inner())
+            let request = pb::DefragmentRequest {};
+            let answer = self.call(&self.calls, method::DEFRAGMENT, &request);
+            self.bounded_by(self.options.maintenance_timeout, answer).await
         })
     }
 
     fn members(&self) -> BoxFuture<'_, Vec<Member>> {
         Box::pin(futures::future::join_all(self.each.iter().map(|(name, pool)| async move {
-            let mut client = MaintenanceClient::with_origin(pool.clone(), self.origin.clone());
-            let answer = self.bounded_by(MEMBER_ANSWER_MAX, client.status(pb::StatusRequest {})).await;
-            let status = answer.map(tonic::Response::into_inner).unwrap_or_default();
+            let answer = self.call(pool, method::STATUS, &pb::StatusRequest {});
+            let answer: Result<pb::StatusResponse> = self.bounded_by(MEMBER_ANSWER_MAX, answer).await;
+            let status = answer.unwrap_or_default();
             let id = status.header.as_ref().map_or(0, |header| header.member_id);
             let ready = id != 0 && status.leader != 0;
             Member { name: name.clone(), ready, leads: ready && status.leader == id }
@@ -283,9 +264,6 @@ impl Shard for EtcdShard {
     }
 
     fn alarm(&self, request: pb::AlarmRequest) -> BoxFuture<'_, Result<pb::AlarmResponse>> {
-        Box::pin(async move {
-            let mut client = self.maintenance();
-            Ok(self.bounded(client.alarm(request)).await?.into_inner())
-        })
+        Box::pin(self.ask(method::ALARM, request))
     }
 }

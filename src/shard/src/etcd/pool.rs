@@ -96,6 +96,14 @@ impl Pool {
         Self { shared: Arc::new(Shared { members, next: AtomicUsize::new(0) }) }
     }
 
+    /// Sends a request to one member.
+    ///
+    /// # Errors
+    /// Whether the request may have got there, and why there is no answer.
+    pub(super) async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, SendFailure> {
+        self.shared.send(request).await
+    }
+
     /// All endpoints, for messages.
     pub(super) fn names(&self) -> String {
         let names: Vec<_> = self.shared.members.iter().map(|member| member.endpoint.to_string()).collect();
