@@ -117,11 +117,11 @@ fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, take: &mut impl FnMut(Piec
     let mut cut_somewhere = false;
     for (load, piece) in candidates.into_iter().flatten() {
         let (Piece::Left(cut) | Piece::Right(cut)) = &piece else { continue };
-        // Nothing is split for crumbs.
+        // Nothing is split for crumbs; a part of a load that is next to nothing is one.
         let matters = Measure::ALL.iter().any(|m| {
             let piece = load.of(*m);
-            piece >= model.tolerance(*m).max(1)
-                || u128::from(piece) * 20 >= u128::from(part.load.of(*m)).max(1)
+            let is_fair_part = u128::from(piece) * 20 >= u128::from(part.load.of(*m)).max(1);
+            piece >= model.tolerance(*m).max(1) || (is_fair_part && *m != Measure::Work)
         });
         if matters && model.topology.keyspace.rules.is_legal_boundary(&cut.at) {
             cut_somewhere = true;

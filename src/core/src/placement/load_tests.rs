@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::{
     Action, Limits, Plan, Step, plan,
+    property_tests::{LIMITS, STEPS_MAX, Situation, situation},
     world::{World, show, topology},
 };
 use crate::{keyspace::KeyRange, load::Memory, topology::Topology};
@@ -100,7 +101,7 @@ fn is_even_or_explained(state: &mut Loop) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
     #[test]
     fn a_zipf_load_is_evened_out_or_the_hot_directory_is_named(
@@ -123,6 +124,30 @@ proptest! {
             }
         }
         is_even_or_explained(&mut state)?;
+    }
+
+    /// Whatever load lies wherever: plans end, also if nobody remembers what was moved, and what is not balanced then
+    /// has a reason.
+    #[test]
+    fn with_any_load_plans_come_to_an_end(
+        situation in situation(),
+        work in prop::collection::vec(prop_oneof![3 => Just(0u64), 2 => 1u64..100, 1 => 100u64..5000], 1..60),
+    ) {
+        let Situation { topology, mut world } = situation;
+        world.work = world.keys.keys().cloned().zip(work.into_iter().cycle()).collect();
+        let mut done = Vec::new();
+        loop {
+            let made = plan(&world.observe(&topology), &topology, &LIMITS);
+            let Some(step) = made.ready().next() else {
+                prop_assert!(made.steps.is_empty(), "steps, but none is ready: {made}");
+                prop_assert!(made.balanced || !made.waits.is_empty(), "not balanced, and no reason why: {made}");
+                break;
+            };
+            world.apply(step);
+            world.wait();
+            done.push(step.clone());
+            prop_assert!(done.len() <= STEPS_MAX, "does not end:\n{}", show(&done));
+        }
     }
 
     /// With load as with keys: between n and n ± 1 shards at most 1.2 times the share of the shard that comes or goes moves.

@@ -13,7 +13,7 @@ use super::{
 use crate::topology::{Draft, DraftPin, Topology, shard_name, validate};
 
 /// Small enough that a few hundred keys are worth a move.
-const LIMITS: Limits = Limits {
+pub(super) const LIMITS: Limits = Limits {
     move_bytes_max: 40_000,
     steps_max: 64,
     tolerance_keys: 10,
@@ -21,12 +21,13 @@ const LIMITS: Limits = Limits {
     ranges_per_shard_max: 12,
 };
 /// No situation below needs more steps; each range is split or moved a few times.
-const STEPS_MAX: usize = 600;
+pub(super) const STEPS_MAX: usize = 600;
 
+/// A topology, and a state of it.
 #[derive(Debug, Clone)]
-struct Situation {
-    topology: Topology,
-    world: World,
+pub(super) struct Situation {
+    pub(super) topology: Topology,
+    pub(super) world: World,
 }
 
 fn directory() -> impl Strategy<Value = String> {
@@ -70,7 +71,8 @@ fn topology() -> impl Strategy<Value = Topology> {
     })
 }
 
-fn situation() -> impl Strategy<Value = Situation> {
+/// Any state of any topology, without load.
+pub(super) fn situation() -> impl Strategy<Value = Situation> {
     let boundaries =
         prop::collection::btree_set(prop_oneof!["/[a-f]/", "/[a-f]/[a-c]/", "/s/k0[0-9]", "k0[0-9]"], 0..10);
     let owners = prop::collection::vec(0u32..7, 11);
