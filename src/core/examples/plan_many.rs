@@ -25,6 +25,7 @@ fn observe(shards: u32, ranges: u32, owner: impl Fn(u32) -> u32) -> Observation 
         keys_before: 100 * part,
         bytes_before: (1 << 20) * part,
         work_before: 0,
+        guessed: false,
     };
     let view = |i: u32| RangeView {
         range: KeyRange::new(start(i), if i + 1 == ranges { Bytes::new() } else { start(i + 1) }),

@@ -220,6 +220,7 @@ impl Sizes {
                 keys_before: c.keys_before.saturating_sub(before.0),
                 bytes_before: c.bytes_before.saturating_sub(before.1),
                 work_before: 0,
+                guessed: false,
             })
             .collect();
         known.insert(left.clone(), child(before, left_cuts));

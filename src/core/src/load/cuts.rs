@@ -38,7 +38,7 @@ pub fn cuts_with_work(
         for (at, nth) in between.into_iter().zip(1..) {
             let put = |low: u64, high: u64| low + part(high.saturating_sub(low), nth, parts);
             let (keys_before, bytes_before) = (put(lower.0, upper.0), put(lower.1, upper.1));
-            made.push(CutPoint { at, keys_before, bytes_before, work_before: 0 });
+            made.push(CutPoint { at, keys_before, bytes_before, work_before: 0, guessed: true });
         }
         made.extend(cut.cloned());
         lower = upper;
@@ -95,6 +95,7 @@ mod tests {
             keys_before,
             bytes_before: keys_before * 10,
             work_before: 0,
+            guessed: false,
         }
     }
 

@@ -239,7 +239,7 @@ fn partners(model: &Model<'_>, need: Need) -> Vec<ShardAt> {
 fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, measure: Measure, mut take: impl FnMut(Piece, Load)) {
     let part = &model.parts[at];
     let max = model.limits.move_bytes_max;
-    let indivisible = part.scanned() && part.cuts() == 0;
+    let indivisible = part.scanned() && part.known_from(0).is_none();
     if part.load.bytes <= max || indivisible {
         take(Piece::Whole, part.load);
     }
@@ -254,10 +254,10 @@ fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, measure: Measure, mut take
         }
         let right = part.load.minus(cut.left);
         // A piece without a cut in it may be too large for one move: the next scan finds more cuts, or there are none.
-        if cut.left.bytes <= max || i == 0 {
+        if cut.left.bytes <= max || i.checked_sub(1).and_then(|i| part.known_upto(i)).is_none() {
             take(Piece::Left(cut.clone()), cut.left);
         }
-        if right.bytes <= max || i + 1 == part.cuts() {
+        if right.bytes <= max || part.known_from(i + 1).is_none() {
             take(Piece::Right(cut), right);
         }
     };
@@ -267,11 +267,17 @@ fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, measure: Measure, mut take
         let room = taker.target.of(*m).saturating_sub(taker.load.of(*m));
         (*m, excess.min(room))
     });
+    let for_load = measure == Measure::Work;
     for (measure, want) in wanted.chain([(Measure::Bytes, max)]) {
         let rest = part.load.of(measure).saturating_sub(want);
         let left = part.cuts_while(|cut| cut.left.of(measure) <= want);
         let right = part.cuts_while(|cut| cut.left.of(measure) < rest);
-        for i in [left.checked_sub(1), Some(left), right.checked_sub(1), Some(right)].into_iter().flatten() {
+        let near = [left.checked_sub(1), Some(left), right.checked_sub(1), Some(right)];
+        for i in near.into_iter().flatten().flat_map(|i| match for_load {
+            true => [Some(i), None],
+            false => [part.known_upto(i), part.known_from(i)],
+        }) {
+            let Some(i) = i else { continue };
             if !tried.contains(&i) {
                 tried.push(i);
                 take_cut(i);

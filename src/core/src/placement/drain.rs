@@ -98,7 +98,7 @@ fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, take: &mut impl FnMut(Piec
     let part = &model.parts[at];
     let max = model.limits.move_bytes_max;
     let carries = |load: Load| load.bytes <= max;
-    if carries(part.load) || part.cuts() == 0 {
+    if carries(part.load) || part.known_from(0).is_none() {
         take(Piece::Whole, part.load);
     }
     let fits = |load: Load| carries(load) && overshoot(model, to, load) == 0;
@@ -106,8 +106,9 @@ fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, take: &mut impl FnMut(Piec
         return;
     }
     // The largest piece on either side that fits, and, if there is room nowhere, the largest that one move carries.
-    let left_of = |i: usize| part.cut(i).map(|cut| (cut.left, Piece::Left(cut)));
-    let right_of = |i: usize| part.cut(i).map(|cut| (part.load.minus(cut.left), Piece::Right(cut)));
+    let left_of = |i: usize| part.cut(part.known_upto(i)?).map(|cut| (cut.left, Piece::Left(cut)));
+    let right_of =
+        |i: usize| part.cut(part.known_from(i)?).map(|cut| (part.load.minus(cut.left), Piece::Right(cut)));
     let candidates = [
         part.cuts_while(|cut| fits(cut.left)).checked_sub(1).and_then(left_of),
         part.cuts_while(|cut| carries(cut.left)).checked_sub(1).and_then(left_of),
@@ -129,7 +130,9 @@ fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, take: &mut impl FnMut(Piec
         }
     }
     // All pieces too large for one move: the scan that follows the split finds more cuts, or there are none.
-    if let Some((load, piece)) = left_of(0).filter(|_| !cut_somewhere && !carries(part.load)) {
+    if let Some((load, piece)) =
+        part.known_from(0).and_then(left_of).filter(|_| !cut_somewhere && !carries(part.load))
+    {
         take(piece, load);
     }
 }

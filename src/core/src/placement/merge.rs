@@ -9,10 +9,14 @@ use crate::keyspace::KeyRange;
 /// Merged ranges hold at most this part of what one move may carry: merging must not make what is split again.
 const MOVE_PARTS_MIN: u64 = 4;
 
+/// And this part of the load that is left alone: what was split off for its load must not be merged again.
+const LOAD_PARTS_MIN: u64 = 5;
+
 /// Plans merges of small neighbours on shards with more ranges than the limit, smallest first, until the limit is
 /// reached. Boundaries of pins and of presplit stay; so do ranges that move or moved recently.
 pub(super) fn merge(model: &mut Model<'_>) {
     let bytes_max = model.limits.move_bytes_max / MOVE_PARTS_MIN;
+    let work_max = (model.topology.rebalance.load_tolerance / LOAD_PARTS_MIN).max(1);
     for shard in 0..model.shards.len() {
         let parts = &model.shards[shard].parts;
         let Some(mut surplus) = parts.len().checked_sub(model.limits.ranges_per_shard_max).filter(|n| *n > 0)
@@ -22,11 +26,10 @@ pub(super) fn merge(model: &mut Model<'_>) {
         if !model.shards[shard].gives() {
             continue;
         }
-        let mut pairs =
-            parts
-                .iter()
-                .filter_map(|left| pair(model, *left, bytes_max))
-                .collect::<Vec<(Load, PartAt, PartAt)>>();
+        let mut pairs = parts
+            .iter()
+            .filter_map(|left| pair(model, *left, (bytes_max, work_max)))
+            .collect::<Vec<(Load, PartAt, PartAt)>>();
         pairs.sort_by(|a, b| {
             let size = |load: &Load| (load.bytes, load.keys);
             let start = |at: PartAt| &model.parts[at].range.start;
@@ -72,7 +75,11 @@ pub(super) fn merge_pair(model: &mut Model<'_>, left: PartAt, right: PartAt, rea
 }
 
 /// The part and its right neighbour, if they may be merged.
-fn pair(model: &Model<'_>, left: PartAt, bytes_max: u64) -> Option<(Load, PartAt, PartAt)> {
+fn pair(
+    model: &Model<'_>,
+    left: PartAt,
+    (bytes_max, work_max): (u64, u64),
+) -> Option<(Load, PartAt, PartAt)> {
     let l = &model.parts[left];
     let right = l.next?;
     let r = &model.parts[right];
@@ -83,6 +90,7 @@ fn pair(model: &Model<'_>, left: PartAt, bytes_max: u64) -> Option<(Load, PartAt
         && free(l)
         && free(r)
         && load.bytes <= bytes_max
+        && load.work < work_max
         && !model.is_wanted(&r.range.start);
     may.then_some((load, left, right))
 }

@@ -179,6 +179,8 @@ pub(super) struct Cut {
     pub(super) at: Bytes,
     /// What the left part would hold.
     pub(super) left: Load,
+    /// Keys and bytes of that are guesses.
+    pub(super) guessed: bool,
 }
 
 /// What is moved: a whole part, or a piece of one.
@@ -221,7 +223,17 @@ impl Part {
             bytes: left.bytes.min(self.load.bytes),
             work: left.work.min(self.load.work),
         };
-        Some(Cut { at: cut.at.clone(), left })
+        Some(Cut { at: cut.at.clone(), left, guessed: cut.guessed })
+    }
+
+    /// The last cut point up to this index whose keys and bytes are known.
+    pub(super) fn known_upto(&self, i: usize) -> Option<usize> {
+        (0..=i).rev().find(|i| self.cut(*i).is_some_and(|cut| !cut.guessed))
+    }
+
+    /// The first cut point from this index on whose keys and bytes are known.
+    pub(super) fn known_from(&self, i: usize) -> Option<usize> {
+        (i..self.cuts()).find(|i| self.cut(*i).is_some_and(|cut| !cut.guessed))
     }
 
     /// Number of leading cut points for which `holds`, which must be true up to some point and false from there.

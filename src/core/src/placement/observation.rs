@@ -82,6 +82,8 @@ pub struct CutPoint {
     pub bytes_before: u64,
     /// Of the range's work, what is done to keys before it: what [`crate::load::cuts_with_work`] gives, else 0.
     pub work_before: u64,
+    /// True if no scan has counted what lies before it: keys and bytes are guesses, so only load is parted there.
+    pub guessed: bool,
 }
 
 /// Sizes and numbers that bound what is planned.

@@ -231,7 +231,8 @@ pub(super) fn split_large(model: &mut Model<'_>, at: PartAt) -> Option<PartAt> {
     }
     let fitting = part.cuts_while(|cut| cut.left.bytes <= max);
     // Rather the smallest too large piece than the whole.
-    let candidates = fitting.checked_sub(1).into_iter().chain([fitting]);
+    let below = fitting.checked_sub(1).and_then(|i| part.known_upto(i));
+    let candidates = below.into_iter().chain(part.known_from(fitting));
     let cut = candidates
         .filter_map(|i| part.cut(i))
         .find(|cut| cut.left.bytes > 0 && model.topology.keyspace.rules.is_legal_boundary(&cut.at))?;

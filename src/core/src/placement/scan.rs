@@ -109,7 +109,7 @@ impl<'a> CutScan<'a> {
     fn push(&mut self, at: Bytes, wanted: bool) {
         self.ordinary += usize::from(!wanted);
         self.cuts.push((
-            CutPoint { at, keys_before: self.keys, bytes_before: self.bytes, work_before: 0 },
+            CutPoint { at, keys_before: self.keys, bytes_before: self.bytes, work_before: 0, guessed: false },
             wanted,
         ));
     }
