@@ -64,6 +64,8 @@ const SPECS: &[&str] = &[
     "shards: 3\nrebalance: {bytesPerSecond: -5}",
     "shards: 3\nrebalance: {loadTolerance: 9}",
     "shards: 3\nrebalance: {loadTolerance: much}",
+    "shards: 3\nrebalance: {approvedPlan: all}",
+    "shards: 3\nrebalance: {approvedPlan: 12345678}",
     "shards: 3\ncompaction: {}",
     "shards: 3\ncompaction: {retention: 5}",
     "shards: 3\ncompaction: {retention: \"300\"}",

@@ -152,6 +152,11 @@ fn spec() -> Vec<Rule> {
             "a pin names a shard that is not there; write a shard below spec.shards, counted from 0, or raise spec.shards",
         )
         .field(".keyspace.pins"),
+        rule(
+            "spec.rebalance.approvedPlan",
+            format!("self.matches({})", regex("^[0-9a-f]{8}$")),
+            "no plan; write the eight digits that the condition Balanced names, such as 1a2b3c4d",
+        ),
     ]
 }
 

@@ -91,6 +91,7 @@ fn keywords() -> Vec<(&'static str, Value)> {
         ("spec.proxy.disruption.maxUnavailable", size.clone()),
         ("spec.proxy.disruption.minAvailable", size.clone()),
         ("spec.rebalance.bytesPerSecond", size.clone()),
+        ("spec.rebalance.approvedPlan", size.clone()),
         ("spec.compaction.retention", size.clone()),
     ];
     for resources in [

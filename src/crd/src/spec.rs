@@ -274,6 +274,9 @@ pub struct RebalanceSpec {
     /// Differences of load between shards below this, in operations a second, are left alone; a write counts as four reads.
     #[schemars(range(min = 10, max = 1_000_000_000))]
     pub load_tolerance: i64,
+    /// The plan that may be carried out in mode Manual, as the condition Balanced names it. Another plan waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approved_plan: Option<String>,
 }
 
 impl Default for RebalanceSpec {
@@ -284,6 +287,7 @@ impl Default for RebalanceSpec {
             max_concurrent_moves: i64::from(moves_max),
             bytes_per_second: None,
             load_tolerance: i64::try_from(load_tolerance).unwrap_or(i64::MAX),
+            approved_plan: None,
         }
     }
 }

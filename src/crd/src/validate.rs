@@ -44,6 +44,7 @@ impl ShardedEtcd {
             },
             moves_max: spec.rebalance.max_concurrent_moves,
             load_tolerance: spec.rebalance.load_tolerance,
+            approved_plan: spec.rebalance.approved_plan.clone(),
             bytes_per_second_max: bytes(spec.rebalance.bytes_per_second.as_ref()),
             compaction_retention: spec.compaction.as_ref().and_then(|c| c.retention.duration().ok()),
             quota_bytes: bytes(spec.etcd.as_ref().and_then(|e| e.quota.as_ref())),

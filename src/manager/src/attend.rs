@@ -9,7 +9,13 @@ use sharded_etcd_core::{
 };
 use tokio::time::Instant;
 
-use crate::{control::Control, error::Result, history::read_moves, members::chain, orders::Stored};
+use crate::{
+    control::Control,
+    error::Result,
+    history::read_moves,
+    members::chain,
+    orders::{OrderError, Stored, give},
+};
 
 impl Control {
     /// Does for each order what is next; true if something was begun. What is still open is added to `waits`.
@@ -101,6 +107,31 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// Gives the order that `rebalance.approvedPlan` stands for, if the plan is that one and nobody has given it yet.
+    pub(crate) async fn approve_by_spec(
+        &self,
+        open: &[Stored],
+        topology: &Topology,
+        plan: &Plan,
+    ) -> Result<bool> {
+        let Some(asked) = &topology.rebalance.approved_plan else { return Ok(false) };
+        let order = Order::Approve { plan: asked.clone() };
+        let is_next = topology.rebalance.mode == RebalanceMode::Manual
+            && self.sizes.complete()
+            && !plan.steps.is_empty()
+            && plan_id(&plan.steps) == *asked
+            && !open.iter().any(|stored| stored.record.order == order);
+        if !is_next {
+            return Ok(false);
+        }
+        match give(&self.line, order).await {
+            Ok(_) => Ok(true),
+            Err(OrderError::Manager(error)) => Err(error),
+            // Some of them will be done, and then this one is given.
+            Err(OrderError::TooMany) => Ok(false),
+        }
     }
 
     async fn approve(&self, stored: &Stored, asked: &str, scene: &Scene<'_>, plan: &Plan) -> Result<bool> {

@@ -186,6 +186,10 @@ impl Control {
         let approved = approved(&open);
         let plan = plan_approved(&observation, topology, &self.options.limits, &approved);
         let mut acted = self.attend(&open, topology, &plan, &moves, &mut failures).await;
+        acted |= self.approve_by_spec(&open, topology, &plan).await.unwrap_or_else(|error| {
+            failures.push(Wait { what: "rebalance.approvedPlan".to_owned(), reason: chain(&error) });
+            false
+        });
         // What was begun by hand is not in the plan: it is made anew in the next round, which follows at once.
         if !acted && (self.sizes.complete() || !self.sizes.unreachable().is_empty()) {
             for step in plan.ready().filter(|step| !is_ordered(&open, step)) {

@@ -239,21 +239,47 @@ async fn a_move_that_is_aborted_does_not_come_again() {
     assert_eq!(hand.owners(), before);
 }
 
+/// The id of the plan that waits for its approval.
+async fn plan_that_waits(manager: &Manager) -> String {
+    let waits = |s: &ManagerStatus| {
+        s.waits
+            .iter()
+            .find_map(|w| w.reason.split_once("sharded-etcd approve ").map(|(_, id)| id[..8].to_owned()))
+    };
+    let mut status = manager.status();
+    let shown = status.wait_for(|s| s.complete && waits(s).is_some());
+    let shown = tokio::time::timeout(Duration::from_secs(20), shown).await.unwrap().unwrap().clone();
+    waits(&shown).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_is_approved_in_the_spec() {
+    let hand = Hand::new(RebalanceMode::Manual, 500).await;
+    let manager = hand.manager(Failpoints::default());
+    let id = plan_that_waits(&manager).await;
+    let approve = |id: &str| {
+        let mut draft = Draft::new("demo", 2);
+        (draft.mode, draft.approved_plan) = (RebalanceMode::Manual, Some(id.to_owned()));
+        hand.wanted.send_replace(Arc::new(validate(draft).unwrap()));
+    };
+    // Another plan's approval is none: this one goes on waiting.
+    approve("00000000");
+    hand.says(&format!("rebalance.approvedPlan: {id}")).await;
+    assert_eq!(plan_that_waits(&manager).await, id);
+    approve(&id);
+    let mut status = manager.status();
+    let balanced =
+        tokio::time::timeout(Duration::from_secs(20), status.wait_for(|s| s.balanced)).await.is_ok();
+    assert!(balanced, "{:?}", manager.status().borrow().waits);
+    manager.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plan_waits_for_its_approval() {
     let hand = Hand::new(RebalanceMode::Manual, 500).await;
     let manager = hand.manager(Failpoints::default());
     let mut status = manager.status();
-    let waits = |s: &ManagerStatus| {
-        s.waits.iter().find_map(|w| w.reason.split_once("sharded-etcd approve ").map(|(_, id)| id.to_owned()))
-    };
-    let shown =
-        tokio::time::timeout(Duration::from_secs(20), status.wait_for(|s| s.complete && waits(s).is_some()))
-            .await
-            .unwrap()
-            .unwrap()
-            .clone();
-    let id = waits(&shown).unwrap();
+    let id = plan_that_waits(&manager).await;
     hand.says(&format!("sharded-etcd approve {id}")).await;
     let (state, message) = hand.over(Order::Approve { plan: "00000000".into() }).await;
     assert!(state == OrderState::Failed && message.contains(&format!("look at plan {id}")), "{message}");

@@ -263,7 +263,9 @@ fn hold_back(
     if forbidden > 0 {
         let reason = match mode {
             RebalanceMode::Paused => "rebalance.mode is Paused".to_owned(),
-            _ => format!("rebalance.mode is Manual, which waits for: sharded-etcd approve {id}"),
+            _ => format!(
+                "rebalance.mode is Manual, which waits for: sharded-etcd approve {id}, or rebalance.approvedPlan: {id}"
+            ),
         };
         waits.add(count_text(forbidden, "step"), reason);
     }

@@ -56,6 +56,8 @@ pub struct Draft {
     pub bytes_per_second_max: Option<u64>,
     /// `spec.rebalance.loadTolerance`.
     pub load_tolerance: i64,
+    /// `spec.rebalance.approvedPlan`.
+    pub approved_plan: Option<String>,
     /// `spec.compaction.retention`.
     pub compaction_retention: Option<Duration>,
     /// `spec.etcd.quota`.
@@ -86,6 +88,7 @@ impl Draft {
             moves_max: i64::from(rebalance.moves_max),
             bytes_per_second_max: None,
             load_tolerance: LOAD_TOLERANCE as i64,
+            approved_plan: None,
             compaction_retention: None,
             quota_bytes: None,
         }
@@ -127,6 +130,7 @@ pub fn validate(draft: Draft) -> Result<Topology, Vec<FieldError>> {
     let pins = check.pins(&rules, shards, draft.pins);
     let moves_max = check.moves_max(draft.moves_max);
     let load_tolerance = check.load_tolerance(draft.load_tolerance);
+    check.approved_plan(draft.approved_plan.as_deref());
     check.limits(draft.bytes_per_second_max, draft.compaction_retention, draft.quota_bytes);
     if !check.errors.is_empty() {
         return Err(check.errors);
@@ -141,6 +145,7 @@ pub fn validate(draft: Draft) -> Result<Topology, Vec<FieldError>> {
             moves_max,
             bytes_per_second_max: draft.bytes_per_second_max,
             load_tolerance,
+            approved_plan: draft.approved_plan,
         },
         compaction_retention: draft.compaction_retention,
         quota_bytes: draft.quota_bytes,
@@ -214,6 +219,19 @@ impl Check {
                 );
                 LOAD_TOLERANCE
             }
+        }
+    }
+
+    fn approved_plan(&mut self, plan: Option<&str>) {
+        let is_id =
+            |plan: &str| plan.len() == 8 && plan.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if let Some(plan) = plan.filter(|plan| !is_id(plan)) {
+            self.wrong(
+                "spec.rebalance.approvedPlan",
+                format!(
+                    "{plan:?} is no plan; write the eight digits that the status names, such as 1a2b3c4d"
+                ),
+            );
         }
     }
 
@@ -464,6 +482,10 @@ mod tests {
         assert_eq!(refused(|d| d.shards = 1025), "spec.shards: 1025 is out of range; write 1 to 1024");
         assert!(refused(|d| d.moves_max = 0).contains("set mode: Paused"));
         assert!(refused(|d| d.moves_max = 65).contains("write 1 to 64"));
+        for no_id in ["", "1a2b3c4", "1A2B3C4D", "1a2b3c4d5", "1a2b3c4g"] {
+            let why = refused(|d| d.approved_plan = Some(no_id.to_owned()));
+            assert!(why.contains("such as 1a2b3c4d"), "{why}");
+        }
         assert!(refused(|d| d.load_tolerance = 9).contains("write 10 to 1000000000"));
         assert!(refused(|d| d.bytes_per_second_max = Some(1)).contains("at least 64Ki"));
         assert!(refused(|d| d.compaction_retention = Some(Duration::ZERO)).contains("at least 1s"));

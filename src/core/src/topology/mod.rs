@@ -73,6 +73,8 @@ pub struct Rebalance {
     /// Differences of load between shards below this, in operations a second, are left alone;
     /// [`LOAD_TOLERANCE_MIN`] to [`LOAD_TOLERANCE_MAX`]. See [`crate::load::Rates::work`].
     pub load_tolerance: u64,
+    /// The plan that may be carried out in mode Manual: an id as [`crate::orders::plan_id`] gives.
+    pub approved_plan: Option<String>,
 }
 
 impl Default for Rebalance {
@@ -82,6 +84,7 @@ impl Default for Rebalance {
             moves_max: 1,
             bytes_per_second_max: None,
             load_tolerance: LOAD_TOLERANCE,
+            approved_plan: None,
         }
     }
 }

@@ -222,6 +222,7 @@ const CREATED: &[(&str, [&str; 2])] = &[
     // How data moves and how long it stays.
     ("shards: 3, rebalance: {mode: Off}", ["spec.rebalance.mode", "\"Automatic\", \"Manual\", \"Paused\""]),
     ("shards: 3, rebalance: {maxConcurrentMoves: 0}", ["spec.rebalance.maxConcurrentMoves", "or equal to 1"]),
+    ("shards: 3, rebalance: {approvedPlan: all}", ["spec.rebalance.approvedPlan", "such as 1a2b3c4d"]),
     ("shards: 3, rebalance: {loadTolerance: 9}", ["spec.rebalance.loadTolerance", "or equal to 10"]),
     (
         "shards: 3, rebalance: {maxConcurrentMoves: 65}",

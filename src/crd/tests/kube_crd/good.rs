@@ -28,6 +28,7 @@ const GOOD: &[&str] = &[
     "shards: 3, proxy: {disruption: {maxUnavailable: '25%'}}",
     "shards: 3, proxy: {replicas: 3, disruption: {minAvailable: 2}}, shardManager: {replicas: 5}",
     "shards: 3, rebalance: {mode: Paused, maxConcurrentMoves: 64, bytesPerSecond: 64Ki, loadTolerance: 10}",
+    "shards: 3, rebalance: {mode: Manual, approvedPlan: '00c0ffee'}",
     "shards: 3, rebalance: {bytesPerSecond: 1048576}, compaction: {retention: 1h30m}",
 ];
 

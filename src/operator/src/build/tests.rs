@@ -55,7 +55,8 @@ fn full() -> Value {
             "disruption": {"minAvailable": "50%"},
         },
         "shardManager": {"replicas": 1, "resources": {"limits": {"memory": "64Mi"}}},
-        "rebalance": {"mode": "Automatic", "maxConcurrentMoves": 2, "bytesPerSecond": "64Mi", "loadTolerance": 5000},
+        "rebalance": {"mode": "Automatic", "maxConcurrentMoves": 2, "bytesPerSecond": "64Mi", "loadTolerance": 5000,
+            "approvedPlan": "1a2b3c4d"},
         "compaction": {"retention": "5m"},
     })
 }
