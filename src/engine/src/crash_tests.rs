@@ -27,7 +27,8 @@ use crate::{
         sim::{Dice, SimDisk},
     },
     engine::Opened,
-    mvcc::Store,
+    mvcc::{Store, Version},
+    values::ValueError,
     wal::WalError,
 };
 
@@ -54,11 +55,21 @@ impl Model {
             keys: store
                 .chains()
                 .filter(|(_, newest)| newest.version > 0)
-                .map(|(key, newest)| {
-                    (key.to_bytes(), (newest.value.clone(), newest.mod_revision, newest.lease))
-                })
+                .map(|(key, newest)| (key.to_bytes(), (read(newest), newest.mod_revision, newest.lease)))
                 .collect(),
             leases: store.leases().map(|(id, _)| id).collect(),
+        }
+    }
+}
+
+/// The value of a version, on a disk where now and then a read fails.
+fn read(version: &Version) -> Bytes {
+    let mut tries = 0;
+    loop {
+        match version.value() {
+            Ok(value) => return value,
+            Err(ValueError::Io { .. }) if tries < 100 => tries += 1,
+            Err(error) => panic!("{error:?}"),
         }
     }
 }

@@ -286,7 +286,7 @@ impl Engine {
         check::range(&request)?;
         let store = self.shared.published.load();
         let mut scan = RangeScan::new(&store, request, store.revision())?;
-        if scan.step(&store, SCAN_KEYS_MAX) {
+        if self.shared.read(scan.step(&store, SCAN_KEYS_MAX))? {
             return self.finish_range(&store, scan).map(RangeProgress::Done);
         }
         Ok(RangeProgress::More(Arc::clone(&store), scan))
@@ -300,7 +300,7 @@ impl Engine {
     ) -> Result<pb::RangeResponse> {
         loop {
             tokio::task::yield_now().await;
-            if scan.step(&store, SCAN_KEYS_MAX) {
+            if self.shared.read(scan.step(&store, SCAN_KEYS_MAX))? {
                 return self.finish_range(&store, scan);
             }
         }
@@ -333,7 +333,7 @@ impl Engine {
     fn read<T>(&self, revisions: &[i64], evaluate: impl Fn(&Store) -> Result<T>) -> Result<T> {
         loop {
             let store = self.shared.published.load();
-            let answer = evaluate(&store);
+            let answer = self.shared.read(evaluate(&store));
             let mut history =
                 revisions.iter().filter(|at| (store.compact_revision()..store.revision()).contains(at));
             // Mostly there is none, and the state need not be looked up again.
@@ -509,9 +509,9 @@ impl Opened {
         let identity = identity::load_or_create(disk, dir, &config.name, config.cluster_id)?;
         let Loaded { last, file_bytes, mut store, mut log } =
             checkpoint::load(disk, dir, identity.cluster_id)?;
-        let recovered = wal::recover(disk, dir, identity.cluster_id, last, |record: Bytes, path, offset| {
-            entry::replay(&record, &mut store, |changes| log.push(changes))
-                .map_err(|source| EngineError::Replay { path: path.to_owned(), offset, source })
+        let recovered = wal::recover(disk, dir, identity.cluster_id, last, |record: Bytes, file, offset| {
+            entry::replay_from(&record, Some((file, offset)), &mut store, |changes| log.push(changes))
+                .map_err(|source| EngineError::Replay { path: file.path().to_owned(), offset, source })
         })?;
         if recovered.segments.is_empty() && (identity.has_log || last.sequence > 0) {
             return Err(EngineError::LogMissing { dir: dir.to_owned() });
@@ -570,6 +570,17 @@ async fn expire(shared: Arc<Shared>, commands: mpsc::WeakSender<Queued>, config:
         let Some(commands) = commands.upgrade() else { return };
         for id in expired {
             if commands.send(Command::Expire(id).into()).await.is_err() {
+                return;
+            }
+        }
+        if shared.take_damaged() {
+            let (reply, _) = oneshot::channel();
+            let request = pb::AlarmRequest {
+                action: pb::alarm_request::AlarmAction::Activate as i32,
+                member_id: shared.member_id,
+                alarm: pb::AlarmType::Corrupt as i32,
+            };
+            if commands.send(Command::Alarm(request, reply).into()).await.is_err() {
                 return;
             }
         }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use prost::{Message, encoding::encoded_len_varint};
 use sharded_etcd_etcd_api::messages as pb;
@@ -13,6 +14,7 @@ use sharded_etcd_etcd_api::messages as pb;
 use crate::{
     mvcc::{EventLog, Store, Version},
     shared::Shared,
+    values::{self, ValueError},
 };
 
 /// Revisions that are taken from the log before the writer may add to it again.
@@ -168,14 +170,36 @@ pub(crate) fn database_key_len(version: &Version) -> usize {
 }
 
 /// etcd's database value of a version: a whole `KeyValue`, for a tombstone one with the key only.
-pub(crate) fn database_value(version: &Version, out: &mut Vec<u8>) {
+pub(crate) fn database_value(version: &Version, value: Bytes, out: &mut Vec<u8>) {
     let pair = if version.is_live() {
-        version.to_key_value()
+        version.with_value(value)
     } else {
         pb::KeyValue { key: version.key.to_bytes(), ..Default::default() }
     };
     // A vector has room for everything.
     let _ = pair.encode(out);
+}
+
+/// Values of versions in their order, read ahead in pieces.
+pub(crate) struct ReadAhead<'a> {
+    rest: &'a [Arc<Version>],
+    values: std::vec::IntoIter<Bytes>,
+}
+
+impl<'a> ReadAhead<'a> {
+    pub(crate) fn new(versions: &'a [Arc<Version>]) -> Self {
+        Self { rest: versions, values: Vec::new().into_iter() }
+    }
+
+    /// The next value; empty behind the last one.
+    pub(crate) fn next(&mut self) -> Result<Bytes, ValueError> {
+        if self.values.len() == 0 {
+            let (now, later) = self.rest.split_at(values::window(self.rest));
+            self.values = values::read_all(now.iter().map(|version| &**version))?.into_iter();
+            self.rest = later;
+        }
+        Ok(self.values.next().unwrap_or_default())
+    }
 }
 
 /// Length of [`database_value`].
@@ -186,14 +210,12 @@ pub(crate) fn database_value_len(version: &Version) -> usize {
         return bytes(version.key.len());
     }
     let numbers = [version.create_revision, version.mod_revision, version.version, version.lease];
-    bytes(version.key.len()) + bytes(version.value.len()) + numbers.map(number).iter().sum::<usize>()
+    bytes(version.key.len()) + bytes(version.value_len()) + numbers.map(number).iter().sum::<usize>()
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
     use crate::mvcc::Key;
 
@@ -216,7 +238,7 @@ mod tests {
         for version in versions {
             let (mut key, mut data) = (Vec::new(), Vec::new());
             database_key(&version, &mut key);
-            database_value(&version, &mut data);
+            database_value(&version, version.value().unwrap(), &mut data);
             assert_eq!((key.len(), data.len()), (database_key_len(&version), database_value_len(&version)));
             let decoded = pb::KeyValue::decode(data.as_slice()).unwrap();
             assert_eq!(decoded.key, version.key);

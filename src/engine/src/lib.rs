@@ -46,6 +46,7 @@ mod shard;
 mod shared;
 pub mod snapshot;
 pub mod txn;
+pub mod values;
 mod verify;
 pub mod wal;
 mod watch;

@@ -1,13 +1,14 @@
 //! A Range in steps.
 
-use std::ops::Bound;
+use std::{ops::Bound, sync::Arc};
 
+use bytes::Bytes;
 use sharded_etcd_core::translate::{finish_range, keys_needed};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
 
 use super::{Key, Store, Version, key_range::bounds};
-use crate::errors;
+use crate::{errors, values::read_all};
 
 /// A Range under way on one snapshot: large ones are walked in slices between which others have their turn.
 #[derive(Debug)]
@@ -44,13 +45,36 @@ impl RangeScan {
         self.revision
     }
 
-    /// Looks at up to `keys_max` keys, always of the same store. True when the range is done.
-    pub fn step(&mut self, store: &Store, keys_max: usize) -> bool {
+    /// Looks at up to `keys_max` keys, always of the same store, and reads their values. True when the range is done.
+    ///
+    /// # Errors
+    /// If a value cannot be read.
+    pub fn step(&mut self, store: &Store, keys_max: usize) -> Result<bool> {
+        let mut found = Vec::new();
+        let is_done = self.walk(store, keys_max, &mut found);
+        if self.needs_values() {
+            let values = read_all(found.iter().map(|version| &**version))?;
+            let with_values = found.iter().zip(values).map(|(version, value)| version.with_value(value));
+            self.kvs.extend(with_values);
+        } else {
+            // etcd answers keys-only from its index, which does not know leases.
+            let without =
+                found.iter().map(|version| pb::KeyValue { lease: 0, ..version.with_value(Bytes::new()) });
+            self.kvs.extend(without);
+        }
+        Ok(is_done)
+    }
+
+    fn needs_values(&self) -> bool {
+        !self.request.keys_only || self.request.sort_target == pb::SortTarget::Value as i32
+    }
+
+    fn walk(&mut self, store: &Store, keys_max: usize, found: &mut Vec<Arc<Version>>) -> bool {
         if self.request.range_end.is_empty() {
-            if let Some(found) =
+            if let Some(live) =
                 store.index.get(self.request.key.as_ref()).and_then(|slot| slot.live_at(self.revision))
             {
-                self.take(&found);
+                self.take(&live, found);
             }
             return true;
         }
@@ -66,23 +90,18 @@ impl RangeScan {
                 self.resume = Some(key.clone());
                 return false;
             }
-            if let Some(found) = slot.live_at(self.revision) {
-                self.take(&found);
+            if let Some(live) = slot.live_at(self.revision) {
+                self.take(&live, found);
             }
         }
         true
     }
 
-    fn take(&mut self, version: &Version) {
+    fn take(&mut self, version: &Arc<Version>, found: &mut Vec<Arc<Version>>) {
         // All keys are counted, also those behind the limit.
         self.count += 1;
-        if self.kvs.len() < self.kvs_max {
-            let mut kv = version.to_key_value();
-            // etcd answers keys-only from its index, which does not know leases.
-            if self.request.keys_only && self.request.sort_target != pb::SortTarget::Value as i32 {
-                kv.lease = 0;
-            }
-            self.kvs.push(kv);
+        if self.kvs.len() + found.len() < self.kvs_max {
+            found.push(Arc::clone(version));
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use bytes::Bytes;
 use imbl::{OrdMap, OrdSet};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
@@ -179,7 +178,7 @@ impl Store {
     /// Answers a Range for a reader whose newest revision is `newest`: inside a Txn that wrote already, one more.
     pub(super) fn range_at(&self, request: &pb::RangeRequest, newest: i64) -> Result<pb::RangeResponse> {
         let mut scan = RangeScan::new(self, request.clone(), newest)?;
-        scan.step(self, usize::MAX);
+        scan.step(self, usize::MAX)?;
         Ok(scan.finish())
     }
 
@@ -218,20 +217,26 @@ impl Store {
     }
 
     /// Whether every live key of a range, at the newest revision, satisfies `holds`; `None` when there is no key.
-    pub fn all(&self, key: &[u8], range_end: &[u8], mut holds: impl FnMut(&Version) -> bool) -> Option<bool> {
+    pub fn all(
+        &self,
+        key: &[u8],
+        range_end: &[u8],
+        mut holds: impl FnMut(&Version) -> Result<bool>,
+    ) -> Result<Option<bool>> {
         if range_end.is_empty() {
-            return self.get(key).map(|version| holds(version));
+            return self.get(key).map(|version| holds(version)).transpose();
         }
+        let Some(bounds) = bounds(key, range_end) else { return Ok(None) };
         let mut any = false;
-        for (_, slot) in self.index.range::<_, [u8]>(bounds(key, range_end)?) {
+        for (_, slot) in self.index.range::<_, [u8]>(bounds) {
             if slot.is_live() {
                 any = true;
-                if !holds(&slot.head) {
-                    return Some(false);
+                if !holds(&slot.head)? {
+                    return Ok(Some(false));
                 }
             }
         }
-        any.then_some(true)
+        Ok(any.then_some(true))
     }
 
     /// Begins a write. Nothing is written before [`WriteTxn::end`] but what the transaction did is in the store.
@@ -366,9 +371,9 @@ impl Restore {
     }
 
     /// Adds versions of a key, oldest first; newer ones of the same key may follow.
-    pub fn chain(&mut self, key: Bytes, versions: Vec<super::version::StoredVersion>) {
-        let mut head = self.store.index.get(&*key).map(|slot| Arc::clone(&slot.head));
-        let key = head.as_ref().map_or_else(|| Key::from(&*key), |head| head.key.clone());
+    pub fn chain(&mut self, key: &[u8], versions: Vec<super::version::StoredVersion>) {
+        let mut head = self.store.index.get(key).map(|slot| Arc::clone(&slot.head));
+        let key = head.as_ref().map_or_else(|| Key::from(key), |head| head.key.clone());
         for fields in versions {
             let version = Arc::new(Version::restored(key.clone(), fields, head.take()));
             self.store.size_in_use += version.size();

@@ -10,6 +10,7 @@ use super::{
     Changes, Key, Store, Version,
     store::{Lease, Slot},
 };
+use crate::values::Value;
 
 /// Writes of one revision: all changes share the main revision, `sub` orders them.
 pub struct WriteTxn<'a> {
@@ -49,8 +50,12 @@ impl<'a> WriteTxn<'a> {
     ///
     /// Key and value are copied: what a request brings are slices of a network buffer many times their size.
     pub fn put(&mut self, key: &[u8], value: &[u8], lease: i64) -> i64 {
+        self.put_value(key, Bytes::copy_from_slice(value).into(), lease)
+    }
+
+    /// Like [`Self::put`] with a value that is somewhere already.
+    pub(crate) fn put_value(&mut self, key: &[u8], value: Value, lease: i64) -> i64 {
         let stamp = (self.begin + 1, self.changes.len() as u32);
-        let value = Bytes::copy_from_slice(value);
         let (version, old_lease) = match self.store.index.get_mut(key) {
             Some(slot) => {
                 let head = &slot.head;

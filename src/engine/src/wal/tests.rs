@@ -35,7 +35,7 @@ fn append(wal: &mut Wal, payload: &[u8]) -> Result<u64, AppendError> {
     let mut buffer = Vec::new();
     Wal::begin(&mut buffer);
     buffer.extend_from_slice(payload);
-    wal.append(&mut buffer)
+    wal.append(&mut buffer).map(|appended| appended.bytes)
 }
 
 fn record(n: usize) -> Vec<u8> {
