@@ -161,6 +161,8 @@ pub(crate) struct Limits {
     pub quota_bytes: u64,
     pub lease_ttl_seconds_min: i64,
     pub checkpoint_wal_bytes: u64,
+    /// Bytes of durable values that stay in memory.
+    pub recent_bytes: usize,
 }
 
 pub(crate) struct Committer {
@@ -207,6 +209,7 @@ impl Committer {
     ) -> Self {
         let store = Store::clone(&shared.published.load());
         Self {
+            recent: Recent::new(limits.recent_bytes),
             limits,
             shared,
             commands,
@@ -214,7 +217,6 @@ impl Committer {
             store,
             record: Vec::new(),
             placed: Vec::new(),
-            recent: Recent::default(),
             wal_bytes,
             checkpoint_bytes,
             checkpointing: None,
@@ -644,11 +646,11 @@ impl Committer {
         let trimmed = self.shared.log.write().trim(target, COLLECT_REVISIONS_MAX);
         let mut garbage = Vec::new();
         for changes in &trimmed {
-            garbage.extend(self.store.collect(changes));
+            garbage.extend(self.store.collect(changes.as_slice()));
         }
         let (first, at_target) = {
             let log = self.shared.log.read();
-            (log.first_revision(), log.get(target).cloned())
+            (log.first_revision(), log.get(target).map(<[_]>::to_vec))
         };
         if first >= target {
             if let Some(changes) = at_target {

@@ -217,6 +217,7 @@ fn open(disk: &Arc<SimDisk>) -> Result<Committer, EngineError> {
         quota_bytes: config.quota(),
         lease_ttl_seconds_min: 1,
         checkpoint_wal_bytes: 24 * 1024,
+        recent_bytes: 2048,
     };
     let (_, commands) = mpsc::channel(1);
     let Opened { shared, wal, wal_bytes, checkpoint_bytes, .. } = opened;

@@ -143,6 +143,7 @@ impl Engine {
             quota_bytes: config.quota(),
             lease_ttl_seconds_min: config.lease_ttl_seconds_min,
             checkpoint_wal_bytes: config.checkpoint_wal_bytes,
+            recent_bytes: config.recent_bytes,
         };
         {
             let mut clock = shared.leases.lock();

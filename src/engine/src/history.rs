@@ -108,7 +108,7 @@ impl History {
             let log = shared.log.read();
             let end = revision.min(next.saturating_add(SLICE_REVISIONS - 1));
             for revision in next..=end {
-                let changes = log.get(revision).map_or(&[][..], |changes| changes.as_slice());
+                let changes = log.get(revision).unwrap_or_default();
                 history.later.extend(changes.iter().cloned());
             }
             next = end + 1;
@@ -144,7 +144,7 @@ impl History {
 
     fn take_tombstones(&mut self, log: &RwLock<EventLog>, compacted: i64) {
         let log = log.read();
-        let changes = log.get(compacted).map_or(&[][..], |changes| changes.as_slice());
+        let changes = log.get(compacted).unwrap_or_default();
         for (at, version) in changes.iter().enumerate() {
             let is_last = changes[at + 1..].iter().all(|later| later.key != version.key);
             if !version.is_live() && is_last {

@@ -47,6 +47,8 @@ mod shared;
 pub mod snapshot;
 pub mod txn;
 pub mod values;
+#[cfg(test)]
+mod values_tests;
 mod verify;
 pub mod wal;
 mod watch;

@@ -27,7 +27,7 @@ use crate::{
 /// Values up to this length stay in memory: a place in a file would take as much.
 pub const IN_MEMORY_BYTES_MAX: usize = 64;
 /// Bytes of new values that stay in memory although they are in a file: watchers and readers ask for those most.
-const RECENT_BYTES_MAX: usize = 4 << 20;
+pub(crate) const RECENT_BYTES_MAX: usize = 4 << 20;
 /// What a recent value takes beside its bytes, about.
 const RECENT_OVERHEAD_BYTES: usize = 128;
 /// Values that are no further apart in a file are read in one go: skipping as many bytes costs less than a system call.
@@ -287,14 +287,20 @@ pub(crate) fn window(versions: &[Arc<Version>]) -> usize {
 }
 
 /// Values that are in a file, and stay in memory for a while all the same: the newest few MiB.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Recent {
     /// Oldest first, each with where it is durable.
     values: VecDeque<(Arc<Version>, Arc<ValueFile>, u64)>,
     bytes: usize,
+    bytes_max: usize,
 }
 
 impl Recent {
+    /// None yet; they will take so many bytes at most.
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self { values: VecDeque::new(), bytes: 0, bytes_max }
+    }
+
     fn weight(version: &Version) -> usize {
         version.value_len() + RECENT_OVERHEAD_BYTES
     }
@@ -303,7 +309,7 @@ impl Recent {
     pub(crate) fn add(&mut self, version: Arc<Version>, file: &Arc<ValueFile>, offset: u64) {
         self.bytes += Self::weight(&version);
         self.values.push_back((version, Arc::clone(file), offset));
-        while self.bytes > RECENT_BYTES_MAX
+        while self.bytes > self.bytes_max
             && let Some((version, file, offset)) = self.values.pop_front()
         {
             self.bytes -= Self::weight(&version);

@@ -5,6 +5,7 @@
 //! [`EventLog`] keeps the same versions in revision order for watchers.
 
 mod events;
+mod index;
 mod key;
 mod key_range;
 mod scan;

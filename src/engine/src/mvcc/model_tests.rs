@@ -134,10 +134,10 @@ impl Subject {
     fn collect(&mut self, slice: usize) {
         let target = self.store.compact_revision();
         for changes in self.log.trim(target, slice) {
-            self.store.collect(&changes);
+            self.store.collect(changes.as_slice());
         }
         if self.log.first_revision() >= target
-            && let Some(changes) = self.log.get(target).cloned()
+            && let Some(changes) = self.log.get(target).map(<[_]>::to_vec)
         {
             self.store.collect(&changes);
         }
@@ -283,7 +283,7 @@ fn compare(store: &Store, log: &EventLog, model: &Model) {
     // The history of every readable revision turns one state into the next.
     for revision in model.compacted.max(1) + 1..=model.revision() {
         let mut rows = model.states[revision as usize - 1].clone();
-        for version in log.get(revision).unwrap().as_slice() {
+        for version in log.get(revision).unwrap() {
             assert_eq!(version.mod_revision, revision);
             if version.is_live() {
                 Model::put(&mut rows, revision, &version.key, &version.value().unwrap(), version.lease);

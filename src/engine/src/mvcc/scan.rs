@@ -7,7 +7,7 @@ use sharded_etcd_core::translate::{finish_range, keys_needed};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
 
-use super::{Key, Store, Version, key_range::bounds};
+use super::{Key, Store, Version, key_range::bounds, store::live_at};
 use crate::{errors, values::read_all};
 
 /// A Range under way on one snapshot: large ones are walked in slices between which others have their turn.
@@ -72,7 +72,7 @@ impl RangeScan {
     fn walk(&mut self, store: &Store, keys_max: usize, found: &mut Vec<Arc<Version>>) -> bool {
         if self.request.range_end.is_empty() {
             if let Some(live) =
-                store.index.get(self.request.key.as_ref()).and_then(|slot| slot.live_at(self.revision))
+                store.index.get(&self.request.key).and_then(|head| live_at(head, self.revision))
             {
                 self.take(&live, found);
             }
@@ -85,12 +85,12 @@ impl RangeScan {
         if let Some(resume) = &resume {
             start = Bound::Included(resume.as_ref());
         }
-        for (looked_at, (key, slot)) in store.index.range::<_, [u8]>((start, end)).enumerate() {
+        for (looked_at, (key, head)) in store.index.range((start, end)).enumerate() {
             if looked_at == keys_max {
                 self.resume = Some(key.clone());
                 return false;
             }
-            if let Some(live) = slot.live_at(self.revision) {
+            if let Some(live) = live_at(head, self.revision) {
                 self.take(&live, found);
             }
         }

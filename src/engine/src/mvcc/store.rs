@@ -6,35 +6,17 @@ use imbl::{OrdMap, OrdSet};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
 
-use super::{EventLog, FIRST_EVENT_REVISION, Key, RangeScan, Version, key_range::bounds, write::WriteTxn};
+use super::{
+    EventLog, FIRST_EVENT_REVISION, Key, RangeScan, Version, index::Index, key_range::bounds, write::WriteTxn,
+};
 use crate::errors;
 
-/// Where the index points at for one key.
-#[derive(Debug, Clone)]
-pub(super) struct Slot {
-    /// The newest mod revision, negative when that version is a tombstone: a count at the newest revision then
-    /// needs no look at the version itself.
-    stamp: i64,
-    pub(super) head: Arc<Version>,
-}
-
-impl Slot {
-    pub(super) fn new(head: Arc<Version>) -> Self {
-        let stamp = if head.is_live() { head.mod_revision } else { -head.mod_revision };
-        Self { stamp, head }
+/// The live version at `revision` of a key whose newest version is `head`.
+pub(super) fn live_at(head: &Arc<Version>, revision: i64) -> Option<Found<'_>> {
+    if head.mod_revision <= revision {
+        return head.is_live().then_some(Found::Head(head));
     }
-
-    pub(super) fn is_live(&self) -> bool {
-        self.stamp > 0
-    }
-
-    /// The live version at `revision`.
-    pub(super) fn live_at(&self, revision: i64) -> Option<Found<'_>> {
-        if self.stamp.abs() <= revision {
-            return self.is_live().then_some(Found::Head(&self.head));
-        }
-        self.head.at(revision).filter(|version| version.is_live()).map(Found::Old)
-    }
+    head.at(revision).filter(|version| version.is_live()).map(Found::Old)
 }
 
 /// A version that is the newest one of its key, or an older one.
@@ -77,7 +59,7 @@ pub struct Alarm {
 /// Keys, leases and alarms at one revision. Cloning is cheap and gives an independent snapshot.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pub(super) index: OrdMap<Key, Slot>,
+    pub(super) index: Index,
     pub(super) leases: OrdMap<i64, Lease>,
     pub(super) alarms: Arc<BTreeSet<Alarm>>,
     pub(super) revision: i64,
@@ -90,7 +72,7 @@ pub struct Store {
 impl Default for Store {
     fn default() -> Self {
         Self {
-            index: OrdMap::new(),
+            index: Index::default(),
             leases: OrdMap::new(),
             alarms: Arc::default(),
             // etcd's empty store is at revision 1 and compacted at -1, so that Compact(0) passes.
@@ -184,7 +166,7 @@ impl Store {
 
     /// The newest live version of a key, at the newest revision.
     pub fn get(&self, key: &[u8]) -> Option<&Arc<Version>> {
-        self.index.get(key).filter(|slot| slot.is_live()).map(|slot| &slot.head)
+        self.index.get(key).filter(|head| head.is_live())
     }
 
     /// Number of keys in a range at a revision.
@@ -203,14 +185,14 @@ impl Store {
         mut each: impl FnMut(&Arc<Version>),
     ) {
         if range_end.is_empty() {
-            if let Some(found) = self.index.get(key).and_then(|slot| slot.live_at(revision)) {
+            if let Some(found) = self.index.get(key).and_then(|head| live_at(head, revision)) {
                 each(&found);
             }
             return;
         }
         let Some(bounds) = bounds(key, range_end) else { return };
-        for (_, slot) in self.index.range::<_, [u8]>(bounds) {
-            if let Some(found) = slot.live_at(revision) {
+        for (_, head) in self.index.range(bounds) {
+            if let Some(found) = live_at(head, revision) {
                 each(&found);
             }
         }
@@ -228,10 +210,10 @@ impl Store {
         }
         let Some(bounds) = bounds(key, range_end) else { return Ok(None) };
         let mut any = false;
-        for (_, slot) in self.index.range::<_, [u8]>(bounds) {
-            if slot.is_live() {
+        for (_, head) in self.index.range(bounds) {
+            if head.is_live() {
                 any = true;
-                if !holds(&slot.head)? {
+                if !holds(head)? {
                     return Ok(Some(false));
                 }
             }
@@ -313,9 +295,9 @@ impl Store {
     /// also after a restart.
     ///
     /// Returns the cut-off chains; dropping them may take long.
-    pub fn collect(&mut self, changes: &Changes) -> Vec<Arc<Version>> {
+    pub fn collect(&mut self, changes: &[Arc<Version>]) -> Vec<Arc<Version>> {
         let mut garbage = Vec::new();
-        for version in changes.as_slice() {
+        for version in changes {
             if let Some(older) = version.cut() {
                 let mut next = Some(Arc::clone(&older));
                 while let Some(dropped) = next {
@@ -326,7 +308,7 @@ impl Store {
             }
             if !version.is_live()
                 && version.mod_revision < self.compact_revision
-                && self.index.get(&*version.key).is_some_and(|slot| Arc::ptr_eq(&slot.head, version))
+                && self.index.get(&*version.key).is_some_and(|head| Arc::ptr_eq(head, version))
             {
                 self.index.remove(&*version.key);
                 self.size_in_use = self.size_in_use.saturating_sub(version.size());
@@ -337,11 +319,10 @@ impl Store {
 
     /// Every key with all its versions, newest first, in key order: what a checkpoint stores.
     pub fn chains(&self) -> impl Iterator<Item = (&Key, &Arc<Version>)> {
-        self.index.iter().map(|(key, slot)| (key, &slot.head))
+        self.index.iter()
     }
 }
 
-use super::Changes;
 
 /// Builds a store from a checkpoint.
 #[derive(Debug, Default)]
@@ -372,7 +353,7 @@ impl Restore {
 
     /// Adds versions of a key, oldest first; newer ones of the same key may follow.
     pub fn chain(&mut self, key: &[u8], versions: Vec<super::version::StoredVersion>) {
-        let mut head = self.store.index.get(key).map(|slot| Arc::clone(&slot.head));
+        let mut head = self.store.index.get(key).cloned();
         let key = head.as_ref().map_or_else(|| Key::from(key), |head| head.key.clone());
         for fields in versions {
             let version = Arc::new(Version::restored(key.clone(), fields, head.take()));
@@ -383,17 +364,17 @@ impl Restore {
             head = Some(version);
         }
         if let Some(head) = head {
-            self.store.index.insert(key, Slot::new(head));
+            self.store.index.insert(key, head);
         }
     }
 
     /// The store and its history from the compaction on.
     pub fn finish(mut self) -> (Store, EventLog) {
         self.store.size = self.store.size_in_use;
-        for (key, slot) in &self.store.index {
-            if slot.is_live()
-                && slot.head.lease != 0
-                && let Some(lease) = self.store.leases.get_mut(&slot.head.lease)
+        for (key, head) in self.store.index.iter() {
+            if head.is_live()
+                && head.lease != 0
+                && let Some(lease) = self.store.leases.get_mut(&head.lease)
             {
                 lease.keys.insert(key.clone());
             }

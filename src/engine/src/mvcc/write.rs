@@ -6,10 +6,7 @@ use bytes::Bytes;
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
 
-use super::{
-    Changes, Key, Store, Version,
-    store::{Lease, Slot},
-};
+use super::{Changes, Key, Store, Version, store::Lease};
 use crate::values::Value;
 
 /// Writes of one revision: all changes share the main revision, `sub` orders them.
@@ -57,9 +54,8 @@ impl<'a> WriteTxn<'a> {
     pub(crate) fn put_value(&mut self, key: &[u8], value: Value, lease: i64) -> i64 {
         let stamp = (self.begin + 1, self.changes.len() as u32);
         let (version, old_lease) = match self.store.index.get_mut(key) {
-            Some(slot) => {
-                let head = &slot.head;
-                let live = slot.is_live().then_some((head.create_revision, head.version));
+            Some(head) => {
+                let live = head.is_live().then_some((head.create_revision, head.version));
                 let old_lease = head.lease;
                 let version = Arc::new(Version::put(
                     head.key.clone(),
@@ -69,13 +65,13 @@ impl<'a> WriteTxn<'a> {
                     live,
                     Some(Arc::clone(head)),
                 ));
-                *slot = Slot::new(Arc::clone(&version));
+                *head = Arc::clone(&version);
                 (version, old_lease)
             }
             None => {
                 let key = Key::from(key);
                 let version = Arc::new(Version::put(key.clone(), value, lease, stamp, None, None));
-                self.store.index.insert(key, Slot::new(Arc::clone(&version)));
+                self.store.index.insert(key, Arc::clone(&version));
                 (version, 0)
             }
         };
@@ -107,8 +103,8 @@ impl<'a> WriteTxn<'a> {
         let key = head.key.clone();
         self.detach(head.lease, &key);
         let tombstone = Arc::new(Version::delete(key, stamp, Some(head)));
-        if let Some(slot) = self.store.index.get_mut(&*tombstone.key) {
-            *slot = Slot::new(Arc::clone(&tombstone));
+        if let Some(head) = self.store.index.get_mut(&tombstone.key) {
+            *head = Arc::clone(&tombstone);
         }
         self.push(tombstone);
     }

@@ -184,7 +184,7 @@ impl Watcher {
         while scan.next <= last && revisions < BATCH_REVISIONS_MAX && bytes < BATCH_BYTES_MAX {
             let Some(changes) = log.get(scan.next) else { break };
             let before = scan.events.len();
-            for version in changes.as_slice() {
+            for version in changes {
                 let filtered = if version.is_live() { self.settings.no_put } else { self.settings.no_delete };
                 if !filtered && self.registration.range.contains(&version.key) {
                     bytes += version.key.len() + version.value_len() + EVENT_OVERHEAD_BYTES;
