@@ -15,7 +15,7 @@ use bytes::Bytes;
 use crate::{
     codec::{Decoder, Encoder, Malformed},
     disk::{Disk, DiskFile},
-    mvcc::{Alarm, EventLog, FIRST_EVENT_REVISION, Restore, Store, StoredVersion, Version},
+    mvcc::{Alarm, EventLog, FIRST_EVENT_REVISION, Restore, Store, StoredVersion, VersionRef},
     values::{self, Moved, Value, ValueFile},
     wal::{Position, WalError},
 };
@@ -150,10 +150,10 @@ fn write_file(
     block.clear();
     block.put_u8(BLOCK_KEYS);
     let mut keys = Keys { out, block, parts: 0, moved: Moved::default() };
-    let mut versions: Vec<Arc<Version>> = Vec::new();
+    let mut versions: Vec<VersionRef> = Vec::new();
     for (_, head) in store.chains() {
         let begin = versions.len();
-        let mut next = Some(Arc::clone(head));
+        let mut next = Some(VersionRef::clone(head));
         while let Some(version) = next {
             next = version.previous();
             versions.push(version);
@@ -189,7 +189,7 @@ struct Keys {
 
 impl Keys {
     /// Adds versions, those of one key behind each other and oldest first.
-    fn add(&mut self, versions: &[Arc<Version>]) -> io::Result<()> {
+    fn add(&mut self, versions: &[VersionRef]) -> io::Result<()> {
         let values = values::read_all(versions.iter().map(|version| &**version)).map_err(io::Error::other)?;
         let mut all = versions.iter().zip(values).peekable();
         while let Some((first, _)) = all.peek() {
@@ -214,7 +214,7 @@ impl Keys {
         Ok(())
     }
 
-    fn part(&mut self, part: &[(&Arc<Version>, Bytes)]) {
+    fn part(&mut self, part: &[(&VersionRef, Bytes)]) {
         self.block.put_varint(part.len() as u64);
         for (version, value) in part {
             self.block.put_i64(version.mod_revision);

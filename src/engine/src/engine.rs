@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::{Result, ShardError};
@@ -510,8 +509,8 @@ impl Opened {
         let identity = identity::load_or_create(disk, dir, &config.name, config.cluster_id)?;
         let Loaded { last, file_bytes, mut store, mut log } =
             checkpoint::load(disk, dir, identity.cluster_id)?;
-        let recovered = wal::recover(disk, dir, identity.cluster_id, last, |record: Bytes, file, offset| {
-            entry::replay_from(&record, Some((file, offset)), &mut store, |changes| log.push(changes))
+        let recovered = wal::recover(disk, dir, identity.cluster_id, last, |record, file, offset| {
+            entry::replay_from(record, Some((file, offset)), &mut store, |changes| log.push(changes))
                 .map_err(|source| EngineError::Replay { path: file.path().to_owned(), offset, source })
         })?;
         if recovered.segments.is_empty() && (identity.has_log || last.sequence > 0) {

@@ -7,7 +7,7 @@ use sharded_etcd_shard::ShardError;
 
 use crate::{
     codec::{Decoder, Encoder, Malformed},
-    mvcc::{Alarm, Changes, Store, Version},
+    mvcc::{Alarm, Changes, Store, VersionRef},
     values::{IN_MEMORY_BYTES_MAX, Look, Value, ValueFile},
 };
 
@@ -57,7 +57,7 @@ pub enum Entry<'a> {
 }
 
 /// Versions whose values were encoded, each with where in the record its value begins; small ones are left out.
-pub(crate) type Placed = Vec<(Arc<Version>, usize)>;
+pub(crate) type Placed = Vec<(VersionRef, usize)>;
 
 impl Entry<'_> {
     /// Appends the encoded entry. The versions are new, so that their values are in memory.
@@ -103,7 +103,7 @@ fn encode_alarm(out: &mut Vec<u8>, tag: u8, alarm: Alarm) {
     out.put_u64(alarm.member_id);
 }
 
-fn encode_changes(out: &mut Vec<u8>, changes: &[Arc<Version>], placed: &mut Placed) {
+fn encode_changes(out: &mut Vec<u8>, changes: &[VersionRef], placed: &mut Placed) {
     out.put_varint(changes.len() as u64);
     let Some(first) = changes.first() else { return };
     out.put_i64(first.mod_revision);
@@ -116,7 +116,7 @@ fn encode_changes(out: &mut Vec<u8>, changes: &[Arc<Version>], placed: &mut Plac
             out.put_bytes(&version.key);
             out.put_bytes(&value);
             if value.len() > IN_MEMORY_BYTES_MAX {
-                placed.push((Arc::clone(version), out.len() - value.len()));
+                placed.push((VersionRef::clone(version), out.len() - value.len()));
             }
             out.put_i64(version.lease);
         } else {

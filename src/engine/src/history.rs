@@ -12,7 +12,7 @@ use prost::{Message, encoding::encoded_len_varint};
 use sharded_etcd_etcd_api::messages as pb;
 
 use crate::{
-    mvcc::{EventLog, Store, Version},
+    mvcc::{EventLog, Store, Version, VersionRef},
     shared::Shared,
     values::{self, ValueError},
 };
@@ -58,7 +58,7 @@ impl Drop for Pin {
 /// A version that was live at the compaction.
 #[derive(Debug, Clone)]
 pub(crate) struct Base {
-    pub(crate) version: Arc<Version>,
+    pub(crate) version: VersionRef,
     /// Whether it is still the newest one at the revision gathered for: whether a compaction there would keep it.
     pub(crate) is_kept: bool,
 }
@@ -69,9 +69,9 @@ pub(crate) struct History {
     /// Live at the compaction, by revision.
     pub(crate) base: Vec<Base>,
     /// Tombstones of the compaction's own revision: a watch from there sees them.
-    pub(crate) tombstones: Vec<Arc<Version>>,
+    pub(crate) tombstones: Vec<VersionRef>,
     /// After the compaction, by revision.
-    pub(crate) later: Vec<Arc<Version>>,
+    pub(crate) later: Vec<VersionRef>,
     /// Whether any key is live at the revision gathered for.
     pub(crate) has_live: bool,
     /// Whether any key was deleted in that very revision.
@@ -117,7 +117,7 @@ impl History {
     }
 
     /// Everything, by revision.
-    pub(crate) fn into_versions(self) -> Vec<Arc<Version>> {
+    pub(crate) fn into_versions(self) -> Vec<VersionRef> {
         let mut versions: Vec<_> =
             self.base.into_iter().map(|base| base.version).chain(self.tombstones).collect();
         versions.sort_unstable_by_key(|version| (version.mod_revision, version.sub));
@@ -125,11 +125,11 @@ impl History {
         versions
     }
 
-    fn look_at(&mut self, head: &Arc<Version>, compacted: i64, revision: i64) {
-        let Some(newest) = head.at(revision) else { return };
+    fn look_at(&mut self, head: &VersionRef, compacted: i64, revision: i64) {
+        let Some(newest) = Version::at(head, revision) else { return };
         // A put behind a delete in one revision: a compaction there would keep neither, as in etcd.
         let mut is_deleted = false;
-        let mut next = Some(Arc::clone(&newest));
+        let mut next = Some(VersionRef::clone(&newest));
         while let Some(version) = next.filter(|version| version.mod_revision == revision) {
             is_deleted |= !version.is_live();
             next = version.previous();
@@ -137,8 +137,10 @@ impl History {
         self.has_deleted |= is_deleted;
         let is_kept = newest.is_live() && !is_deleted;
         self.has_live |= is_kept;
-        let Some(version) = newest.at(compacted).filter(|version| version.is_live()) else { return };
-        let is_kept = is_kept && Arc::ptr_eq(&version, &newest);
+        let Some(version) = Version::at(&newest, compacted).filter(|version| version.is_live()) else {
+            return;
+        };
+        let is_kept = is_kept && VersionRef::ptr_eq(&version, &newest);
         self.base.push(Base { version, is_kept });
     }
 
@@ -148,7 +150,7 @@ impl History {
         for (at, version) in changes.iter().enumerate() {
             let is_last = changes[at + 1..].iter().all(|later| later.key != version.key);
             if !version.is_live() && is_last {
-                self.tombstones.push(Arc::clone(version));
+                self.tombstones.push(VersionRef::clone(version));
             }
         }
     }
@@ -182,12 +184,12 @@ pub(crate) fn database_value(version: &Version, value: Bytes, out: &mut Vec<u8>)
 
 /// Values of versions in their order, read ahead in pieces.
 pub(crate) struct ReadAhead<'a> {
-    rest: &'a [Arc<Version>],
+    rest: &'a [VersionRef],
     values: std::vec::IntoIter<Bytes>,
 }
 
 impl<'a> ReadAhead<'a> {
-    pub(crate) fn new(versions: &'a [Arc<Version>]) -> Self {
+    pub(crate) fn new(versions: &'a [VersionRef]) -> Self {
         Self { rest: versions, values: Vec::new().into_iter() }
     }
 

@@ -1,6 +1,6 @@
 //! Evaluation of Put, DeleteRange and Txn against the store, as etcd's server/etcdserver/txn does.
 
-use std::{cmp::Ordering, sync::Arc};
+use std::cmp::Ordering;
 
 use bytes::Bytes;
 use sharded_etcd_etcd_api::messages as pb;
@@ -8,7 +8,7 @@ use sharded_etcd_shard::Result;
 
 use crate::{
     errors,
-    mvcc::{Changes, Store, Version, WriteTxn},
+    mvcc::{Changes, Store, Version, VersionRef, WriteTxn},
     values::read_all,
 };
 
@@ -254,7 +254,7 @@ fn execute_delete(
 ) -> Result<pb::DeleteRangeResponse> {
     let mut doomed = Vec::new();
     if request.prev_kv {
-        txn.visit(&request.key, &request.range_end, |version| doomed.push(Arc::clone(version)));
+        txn.visit(&request.key, &request.range_end, |version| doomed.push(VersionRef::clone(version)));
     }
     let values = read_all(doomed.iter().map(|version| &**version))?;
     let prev_kvs = doomed.iter().zip(values).map(|(version, value)| version.with_value(value)).collect();

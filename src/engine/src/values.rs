@@ -20,7 +20,7 @@ use bytes::Bytes;
 
 use crate::{
     disk::{Disk, DiskFile},
-    mvcc::Version,
+    mvcc::{Version, VersionRef},
     wal::WalError,
 };
 
@@ -276,7 +276,7 @@ pub(crate) fn read_all<'a>(
 }
 
 /// How many of these versions to read at a time where all are gone through; at least one.
-pub(crate) fn window(versions: &[Arc<Version>]) -> usize {
+pub(crate) fn window(versions: &[VersionRef]) -> usize {
     let mut bytes = 0;
     let count = versions.iter().take(WINDOW_VALUES_MAX).take_while(|version| {
         let fits = bytes <= WINDOW_BYTES_MAX;
@@ -290,7 +290,7 @@ pub(crate) fn window(versions: &[Arc<Version>]) -> usize {
 #[derive(Debug)]
 pub(crate) struct Recent {
     /// Oldest first, each with where it is durable.
-    values: VecDeque<(Arc<Version>, Arc<ValueFile>, u64)>,
+    values: VecDeque<(VersionRef, Arc<ValueFile>, u64)>,
     bytes: usize,
     bytes_max: usize,
 }
@@ -306,7 +306,7 @@ impl Recent {
     }
 
     /// Adds one that is durable now, and takes older ones out of memory.
-    pub(crate) fn add(&mut self, version: Arc<Version>, file: &Arc<ValueFile>, offset: u64) {
+    pub(crate) fn add(&mut self, version: VersionRef, file: &Arc<ValueFile>, offset: u64) {
         self.bytes += Self::weight(&version);
         self.values.push_back((version, Arc::clone(file), offset));
         while self.bytes > self.bytes_max
@@ -324,21 +324,32 @@ impl Recent {
     }
 }
 
+/// Versions in one piece of [`Moved`]: pieces of ordinary size are used again by the allocator, one of many MiB is not.
+const MOVED_PIECE: usize = 1024;
+
 /// Versions and where a new file has their values, to be said once that file is durable.
 #[derive(Debug, Default)]
-pub(crate) struct Moved(Vec<(Arc<Version>, u64)>);
+pub(crate) struct Moved(Vec<Vec<(VersionRef, u64)>>);
 
 impl Moved {
     /// Remembers where a value begins; small ones stay in memory.
-    pub(crate) fn add(&mut self, version: &Arc<Version>, offset: u64) {
-        if version.value_len() > IN_MEMORY_BYTES_MAX {
-            self.0.push((Arc::clone(version), offset));
+    pub(crate) fn add(&mut self, version: &VersionRef, offset: u64) {
+        if version.value_len() <= IN_MEMORY_BYTES_MAX {
+            return;
+        }
+        match self.0.last_mut().filter(|piece| piece.len() < MOVED_PIECE) {
+            Some(piece) => piece.push((VersionRef::clone(version), offset)),
+            None => {
+                let mut piece = Vec::with_capacity(MOVED_PIECE);
+                piece.push((VersionRef::clone(version), offset));
+                self.0.push(piece);
+            }
         }
     }
 
     /// From now on the values are read from this file. Readers wait for one version at a time at most.
     pub(crate) fn apply(self, file: &Arc<ValueFile>) {
-        for (version, offset) in self.0 {
+        for (version, offset) in self.0.into_iter().flatten() {
             version.move_to(file, offset);
         }
     }

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::Version;
+use super::VersionRef;
 
 /// The revision of the first write: an empty store is at revision 1.
 pub const FIRST_EVENT_REVISION: i64 = 2;
@@ -14,14 +14,14 @@ pub const FIRST_EVENT_REVISION: i64 = 2;
 #[derive(Debug, Clone)]
 pub enum Changes {
     /// The common case, without a second allocation.
-    One(Arc<Version>),
+    One(VersionRef),
     /// Any other number; none for a revision whose changes were all superseded before a restart.
-    Many(Arc<[Arc<Version>]>),
+    Many(Arc<[VersionRef]>),
 }
 
 impl Changes {
     /// The changes as a slice.
-    pub fn as_slice(&self) -> &[Arc<Version>] {
+    pub fn as_slice(&self) -> &[VersionRef] {
         match self {
             Changes::One(version) => std::slice::from_ref(version),
             Changes::Many(versions) => versions,
@@ -29,8 +29,8 @@ impl Changes {
     }
 }
 
-impl From<Vec<Arc<Version>>> for Changes {
-    fn from(mut versions: Vec<Arc<Version>>) -> Self {
+impl From<Vec<VersionRef>> for Changes {
+    fn from(mut versions: Vec<VersionRef>) -> Self {
         match (versions.len(), versions.pop()) {
             (1, Some(only)) => Changes::One(only),
             (_, last) => {
@@ -46,8 +46,8 @@ impl From<Vec<Arc<Version>>> for Changes {
 pub struct EventLog {
     first_revision: i64,
     /// None for a revision that is in `others`: most have one change, and a place for each.
-    entries: VecDeque<Option<Arc<Version>>>,
-    others: BTreeMap<i64, Arc<[Arc<Version>]>>,
+    entries: VecDeque<Option<VersionRef>>,
+    others: BTreeMap<i64, Arc<[VersionRef]>>,
 }
 
 impl EventLog {
@@ -80,7 +80,7 @@ impl EventLog {
     }
 
     /// The changes of one revision in their order, if the log has it.
-    pub fn get(&self, revision: i64) -> Option<&[Arc<Version>]> {
+    pub fn get(&self, revision: i64) -> Option<&[VersionRef]> {
         let index = usize::try_from(revision.checked_sub(self.first_revision)?).ok()?;
         Some(match self.entries.get(index)? {
             Some(version) => std::slice::from_ref(version),

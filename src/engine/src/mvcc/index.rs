@@ -6,7 +6,7 @@
 
 use std::{ops::Bound, slice, sync::Arc};
 
-use super::{Key, Version, key_range::Bounds};
+use super::{Key, VersionRef, key_range::Bounds};
 
 /// Entries of a leaf at most. All of them are copied where one changes.
 const LEAF_MAX: usize = 16;
@@ -14,7 +14,7 @@ const LEAF_MAX: usize = 16;
 const BRANCH_MAX: usize = 32;
 
 /// A key and its newest version.
-type Entry = (Key, Arc<Version>);
+type Entry = (Key, VersionRef);
 
 #[derive(Debug, Clone)]
 enum Node {
@@ -56,7 +56,7 @@ impl Index {
         self.len
     }
 
-    pub(super) fn get(&self, key: &[u8]) -> Option<&Arc<Version>> {
+    pub(super) fn get(&self, key: &[u8]) -> Option<&VersionRef> {
         let mut node = &*self.root;
         loop {
             match node {
@@ -69,7 +69,7 @@ impl Index {
     }
 
     /// Like [`Self::get`], to change it: the nodes on the way are this map's own afterwards.
-    pub(super) fn get_mut(&mut self, key: &[u8]) -> Option<&mut Arc<Version>> {
+    pub(super) fn get_mut(&mut self, key: &[u8]) -> Option<&mut VersionRef> {
         let mut node = Arc::make_mut(&mut self.root);
         loop {
             match node {
@@ -86,7 +86,7 @@ impl Index {
     }
 
     /// Adds a key, or gives one another version.
-    pub(super) fn insert(&mut self, key: Key, version: Arc<Version>) {
+    pub(super) fn insert(&mut self, key: Key, version: VersionRef) {
         let (is_new, right) = insert(&mut self.root, key, version);
         self.len += usize::from(is_new);
         if let Some(right) = right {
@@ -155,7 +155,7 @@ fn insert_or_split<T>(items: &mut Vec<T>, at: usize, item: T, max: usize) -> Opt
 }
 
 /// Whether the key is new, and a node to the right of this one, if it had to be split.
-fn insert(node: &mut Arc<Node>, key: Key, version: Arc<Version>) -> (bool, Option<Child>) {
+fn insert(node: &mut Arc<Node>, key: Key, version: VersionRef) -> (bool, Option<Child>) {
     match Arc::make_mut(node) {
         Node::Leaf(entries) => match place_of(entries, &key) {
             Ok(at) => {
@@ -276,7 +276,7 @@ impl<'a> Range<'a> {
 }
 
 impl<'a> Iterator for Range<'a> {
-    type Item = (&'a Key, &'a Arc<Version>);
+    type Item = (&'a Key, &'a VersionRef);
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
@@ -301,14 +301,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::values::Value;
+    use crate::{mvcc::Version, values::Value};
 
     fn key(number: u16) -> Key {
         Key::from(number.to_be_bytes().as_slice())
     }
 
-    fn version(number: u16, revision: i64) -> Arc<Version> {
-        Arc::new(Version::put(key(number), Value::EMPTY, 0, (revision, 0), None, None))
+    fn version(number: u16, revision: i64) -> VersionRef {
+        VersionRef::new(Version::put(key(number), Value::EMPTY, 0, (revision, 0), None, None))
     }
 
     /// No node is empty or too large, all leaves are at one depth, and keys are where they are looked for.

@@ -21,5 +21,5 @@ pub use key::Key;
 pub use key_range::KeyRange;
 pub use scan::RangeScan;
 pub use store::{Alarm, Lease, Restore, Store};
-pub use version::{StoredVersion, VERSION_OVERHEAD_BYTES, Version};
+pub use version::{StoredVersion, VERSION_OVERHEAD_BYTES, Version, VersionRef};
 pub use write::WriteTxn;

@@ -1,13 +1,13 @@
 //! A Range in steps.
 
-use std::{ops::Bound, sync::Arc};
+use std::ops::Bound;
 
 use bytes::Bytes;
 use sharded_etcd_core::translate::{finish_range, keys_needed};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
 
-use super::{Key, Store, Version, key_range::bounds, store::live_at};
+use super::{Key, Store, VersionRef, key_range::bounds, store::live_at};
 use crate::{errors, values::read_all};
 
 /// A Range under way on one snapshot: large ones are walked in slices between which others have their turn.
@@ -69,7 +69,7 @@ impl RangeScan {
         !self.request.keys_only || self.request.sort_target == pb::SortTarget::Value as i32
     }
 
-    fn walk(&mut self, store: &Store, keys_max: usize, found: &mut Vec<Arc<Version>>) -> bool {
+    fn walk(&mut self, store: &Store, keys_max: usize, found: &mut Vec<VersionRef>) -> bool {
         if self.request.range_end.is_empty() {
             if let Some(live) =
                 store.index.get(&self.request.key).and_then(|head| live_at(head, self.revision))
@@ -97,11 +97,11 @@ impl RangeScan {
         true
     }
 
-    fn take(&mut self, version: &Arc<Version>, found: &mut Vec<Arc<Version>>) {
+    fn take(&mut self, version: &VersionRef, found: &mut Vec<VersionRef>) {
         // All keys are counted, also those behind the limit.
         self.count += 1;
         if self.kvs.len() + found.len() < self.kvs_max {
-            found.push(Arc::clone(version));
+            found.push(VersionRef::clone(version));
         }
     }
 

@@ -7,28 +7,29 @@ use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
 
 use super::{
-    EventLog, FIRST_EVENT_REVISION, Key, RangeScan, Version, index::Index, key_range::bounds, write::WriteTxn,
+    EventLog, FIRST_EVENT_REVISION, Key, RangeScan, Version, VersionRef, index::Index, key_range::bounds,
+    write::WriteTxn,
 };
 use crate::errors;
 
 /// The live version at `revision` of a key whose newest version is `head`.
-pub(super) fn live_at(head: &Arc<Version>, revision: i64) -> Option<Found<'_>> {
+pub(super) fn live_at(head: &VersionRef, revision: i64) -> Option<Found<'_>> {
     if head.mod_revision <= revision {
         return head.is_live().then_some(Found::Head(head));
     }
-    head.at(revision).filter(|version| version.is_live()).map(Found::Old)
+    Version::at(head, revision).filter(|version| version.is_live()).map(Found::Old)
 }
 
 /// A version that is the newest one of its key, or an older one.
 pub(super) enum Found<'a> {
-    Head(&'a Arc<Version>),
-    Old(Arc<Version>),
+    Head(&'a VersionRef),
+    Old(VersionRef),
 }
 
 impl std::ops::Deref for Found<'_> {
-    type Target = Arc<Version>;
+    type Target = VersionRef;
 
-    fn deref(&self) -> &Arc<Version> {
+    fn deref(&self) -> &VersionRef {
         match self {
             Found::Head(version) => version,
             Found::Old(version) => version,
@@ -165,7 +166,7 @@ impl Store {
     }
 
     /// The newest live version of a key, at the newest revision.
-    pub fn get(&self, key: &[u8]) -> Option<&Arc<Version>> {
+    pub fn get(&self, key: &[u8]) -> Option<&VersionRef> {
         self.index.get(key).filter(|head| head.is_live())
     }
 
@@ -182,7 +183,7 @@ impl Store {
         key: &[u8],
         range_end: &[u8],
         revision: i64,
-        mut each: impl FnMut(&Arc<Version>),
+        mut each: impl FnMut(&VersionRef),
     ) {
         if range_end.is_empty() {
             if let Some(found) = self.index.get(key).and_then(|head| live_at(head, revision)) {
@@ -295,11 +296,11 @@ impl Store {
     /// also after a restart.
     ///
     /// Returns the cut-off chains; dropping them may take long.
-    pub fn collect(&mut self, changes: &[Arc<Version>]) -> Vec<Arc<Version>> {
+    pub fn collect(&mut self, changes: &[VersionRef]) -> Vec<VersionRef> {
         let mut garbage = Vec::new();
         for version in changes {
             if let Some(older) = version.cut() {
-                let mut next = Some(Arc::clone(&older));
+                let mut next = Some(VersionRef::clone(&older));
                 while let Some(dropped) = next {
                     self.size_in_use = self.size_in_use.saturating_sub(dropped.size());
                     next = dropped.previous();
@@ -308,7 +309,7 @@ impl Store {
             }
             if !version.is_live()
                 && version.mod_revision < self.compact_revision
-                && self.index.get(&*version.key).is_some_and(|head| Arc::ptr_eq(head, version))
+                && self.index.get(&*version.key).is_some_and(|head| VersionRef::ptr_eq(head, version))
             {
                 self.index.remove(&*version.key);
                 self.size_in_use = self.size_in_use.saturating_sub(version.size());
@@ -318,17 +319,16 @@ impl Store {
     }
 
     /// Every key with all its versions, newest first, in key order: what a checkpoint stores.
-    pub fn chains(&self) -> impl Iterator<Item = (&Key, &Arc<Version>)> {
+    pub fn chains(&self) -> impl Iterator<Item = (&Key, &VersionRef)> {
         self.index.iter()
     }
 }
-
 
 /// Builds a store from a checkpoint.
 #[derive(Debug, Default)]
 pub struct Restore {
     store: Store,
-    history: Vec<Arc<Version>>,
+    history: Vec<VersionRef>,
 }
 
 impl Restore {
@@ -356,10 +356,10 @@ impl Restore {
         let mut head = self.store.index.get(key).cloned();
         let key = head.as_ref().map_or_else(|| Key::from(key), |head| head.key.clone());
         for fields in versions {
-            let version = Arc::new(Version::restored(key.clone(), fields, head.take()));
+            let version = VersionRef::new(Version::restored(key.clone(), fields, head.take()));
             self.store.size_in_use += version.size();
             if version.mod_revision >= self.store.compact_revision {
-                self.history.push(Arc::clone(&version));
+                self.history.push(VersionRef::clone(&version));
             }
             head = Some(version);
         }

@@ -18,7 +18,7 @@ use crate::{
     bolt::{Bucket, Layout, Pairs, SmallPairs},
     crc32c::Crc32c,
     history::{History, database_key, database_key_len, database_value, database_value_len},
-    mvcc::{Store, Version},
+    mvcc::{Store, VersionRef},
     shared::{RAFT_TERM, Shared},
     values::{self, ValueError},
 };
@@ -92,13 +92,13 @@ fn buckets(shared: &Shared, store: &Store, history: History, member: &Member) ->
 
 /// The bucket of the keys.
 struct Versions {
-    versions: Vec<Arc<Version>>,
+    versions: Vec<VersionRef>,
     /// Values that were read ahead, as they are asked for in order, and which version the first one belongs to.
     ahead: RefCell<(usize, Vec<Bytes>)>,
 }
 
 impl Versions {
-    fn new(versions: Vec<Arc<Version>>) -> Self {
+    fn new(versions: Vec<VersionRef>) -> Self {
         Self { versions, ahead: RefCell::default() }
     }
 

@@ -6,8 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
-
 use super::{
     Position, WalError, frame,
     segment::{self, Header},
@@ -42,7 +40,7 @@ pub fn recover<E: From<WalError>>(
     dir: &Path,
     cluster_id: u64,
     checkpoint: Position,
-    apply: impl FnMut(Bytes, &Arc<ValueFile>, u64) -> Result<(), E>,
+    apply: impl FnMut(&[u8], &Arc<ValueFile>, u64) -> Result<(), E>,
 ) -> Result<Recovered, E> {
     scan(disk, dir, cluster_id, checkpoint, true, apply)
 }
@@ -53,7 +51,7 @@ pub fn verify<E: From<WalError>>(
     dir: &Path,
     cluster_id: u64,
     checkpoint: Position,
-    apply: impl FnMut(Bytes, &Arc<ValueFile>, u64) -> Result<(), E>,
+    apply: impl FnMut(&[u8], &Arc<ValueFile>, u64) -> Result<(), E>,
 ) -> Result<Recovered, E> {
     scan(disk, dir, cluster_id, checkpoint, false, apply)
 }
@@ -64,7 +62,7 @@ fn scan<E: From<WalError>>(
     cluster_id: u64,
     checkpoint: Position,
     is_repair: bool,
-    mut apply: impl FnMut(Bytes, &Arc<ValueFile>, u64) -> Result<(), E>,
+    mut apply: impl FnMut(&[u8], &Arc<ValueFile>, u64) -> Result<(), E>,
 ) -> Result<Recovered, E> {
     if is_repair {
         segment::sync_dir(disk, dir)?;
@@ -79,12 +77,13 @@ fn scan<E: From<WalError>>(
     let mut replayed_bytes = 0;
     let mut previous: Option<Position> = None;
     let mut files = BTreeMap::new();
+    // One segment at a time is in memory, all of them in the same place.
+    let mut file = Vec::new();
     for (index, (named, path)) in segments.iter().enumerate().skip(given_up) {
-        // One segment at a time in memory.
         let is_last = index + 1 == segments.len();
         let opened = if is_last && is_repair { disk.open_to_write(path) } else { disk.open(path) };
         let source = ValueFile::new(opened.map_err(WalError::io("open", path))?, path.clone());
-        let file = read_whole(&source)?;
+        read_whole(&source, &mut file)?;
         files.insert(*named, Arc::clone(&source));
         let header = Header::decode(&file, path)?;
         let corrupt =
@@ -137,7 +136,7 @@ fn scan<E: From<WalError>>(
             }
             is_sealed = frame.payload_len == 0;
             if end.sequence > checkpoint.sequence && !is_sealed {
-                let payload = file.slice(frame.payload_start..frame.payload_start + frame.payload_len);
+                let payload = &file[frame.payload_start..frame.payload_start + frame.payload_len];
                 replayed_bytes += frame.payload_len as u64;
                 apply(payload, &source, frame.payload_start as u64)?;
             }
@@ -167,11 +166,10 @@ fn scan<E: From<WalError>>(
     Ok(Recovered { last, is_sealed, segments, files, tail_offset, replayed_bytes })
 }
 
-fn read_whole(source: &ValueFile) -> Result<Bytes, WalError> {
+fn read_whole(source: &ValueFile, bytes: &mut Vec<u8>) -> Result<(), WalError> {
     let len = source.file().len().map_err(WalError::io("inspect", source.path()))?;
-    let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
-    source.file().read_exact_at(&mut bytes, 0).map_err(WalError::io("read", source.path()))?;
-    Ok(bytes.into())
+    bytes.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
+    source.file().read_exact_at(bytes, 0).map_err(WalError::io("read", source.path()))
 }
 
 /// Writes the intact part again, zeros behind it, and syncs both.

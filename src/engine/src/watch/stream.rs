@@ -7,7 +7,7 @@ use sharded_etcd_shard::ShardError;
 
 use super::registry::{Handle, Registration};
 use crate::{
-    mvcc::{FIRST_EVENT_REVISION, KeyRange, Version},
+    mvcc::{FIRST_EVENT_REVISION, KeyRange, Version, VersionRef},
     shared::Shared,
     values::{ValueError, read_all},
 };
@@ -188,7 +188,7 @@ impl Watcher {
                 let filtered = if version.is_live() { self.settings.no_put } else { self.settings.no_delete };
                 if !filtered && self.registration.range.contains(&version.key) {
                     bytes += version.key.len() + version.value_len() + EVENT_OVERHEAD_BYTES;
-                    scan.events.push(Arc::clone(version));
+                    scan.events.push(VersionRef::clone(version));
                 }
             }
             revisions += usize::from(scan.events.len() > before);
@@ -199,7 +199,7 @@ impl Watcher {
     }
 
     /// The events of these versions, whose values are read together.
-    fn events(&self, versions: &[Arc<Version>]) -> sharded_etcd_shard::Result<Vec<pb::Event>> {
+    fn events(&self, versions: &[VersionRef]) -> sharded_etcd_shard::Result<Vec<pb::Event>> {
         let values = read_all(versions.iter().map(|version| &**version))?;
         let mut events = Vec::with_capacity(versions.len());
         for (version, value) in versions.iter().zip(values) {
@@ -217,7 +217,7 @@ impl Watcher {
 const EVENT_OVERHEAD_BYTES: usize = 48;
 
 struct Scan {
-    events: Vec<Arc<Version>>,
+    events: Vec<VersionRef>,
     /// The first revision that was not looked at.
     next: i64,
     reached_end: bool,
@@ -225,6 +225,6 @@ struct Scan {
 
 /// The key one revision before the event, as etcd reads it: what the same revision did before does not count.
 fn previous_key_value(version: &Version) -> Result<Option<pb::KeyValue>, ValueError> {
-    let before = version.previous().and_then(|previous| previous.at(version.mod_revision - 1));
+    let before = version.previous().and_then(|previous| Version::at(&previous, version.mod_revision - 1));
     before.filter(|before| before.is_live()).map(|before| before.to_key_value()).transpose()
 }

@@ -174,8 +174,12 @@ async fn a_value_that_is_damaged_while_the_engine_runs_is_an_error_that_names_it
     assert_eq!(engine.put(put("x", "y")).await.unwrap_err().message, "etcdserver: corrupt cluster");
 
     // A watcher that comes to it ends.
-    let create =
-        pb::WatchCreateRequest { key: "k".into(), range_end: "l".into(), start_revision: 2, ..Default::default() };
+    let create = pb::WatchCreateRequest {
+        key: "k".into(),
+        range_end: "l".into(),
+        start_revision: 2,
+        ..Default::default()
+    };
     let mut watch = engine.watch(create).await.unwrap();
     let reason = loop {
         let response = watch.next().await.expect("it ends with a reason").unwrap();
