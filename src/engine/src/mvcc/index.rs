@@ -170,7 +170,14 @@ fn insert(node: &mut Arc<Node>, key: Key, version: VersionRef) -> (bool, Option<
             }
         },
         Node::Branch(children) => {
-            let at = child_of(children, &key);
+            let mut at = child_of(children, &key);
+            if is_behind_full(&children[at].node, &key)
+                && let Some(next) = children.get_mut(at + 1).filter(|next| has_room(&next.node))
+            {
+                // Not a leaf of its own for each key that comes a moment after the one behind it.
+                next.first = key.clone();
+                at += 1;
+            }
             let (is_new, right) = insert(&mut children[at].node, key, version);
             let right = right.and_then(|right| insert_or_split(children, at + 1, right, BRANCH_MAX));
             let right = right
@@ -178,6 +185,15 @@ fn insert(node: &mut Arc<Node>, key: Key, version: VersionRef) -> (bool, Option<
             (is_new, right)
         }
     }
+}
+
+/// Whether a leaf is full and the key is behind all of its keys.
+fn is_behind_full(node: &Node, key: &Key) -> bool {
+    matches!(node, Node::Leaf(entries) if entries.len() >= LEAF_MAX && entries.last().is_some_and(|(last, _)| last < key))
+}
+
+fn has_room(node: &Node) -> bool {
+    matches!(node, Node::Leaf(entries) if entries.len() < LEAF_MAX)
 }
 
 /// Removes a key that is there. Returns how many items the node has left.
@@ -401,12 +417,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn keys_in_order_fill_their_nodes() {
-        let mut index = Index::default();
-        for number in 0..10_000 {
-            index.insert(key(number), version(number, 1));
-        }
+    /// How many leaves there are.
+    fn leaves(index: &Index) -> usize {
         let mut nodes = vec![&*index.root];
         let mut leaves = 0;
         while let Some(node) = nodes.pop() {
@@ -418,6 +430,28 @@ mod tests {
                 Node::Branch(children) => nodes.extend(children.iter().map(|child| &*child.node)),
             }
         }
-        assert_eq!(leaves, 10_000 / LEAF_MAX);
+        leaves
+    }
+
+    #[test]
+    fn keys_in_order_fill_their_nodes() {
+        let mut index = Index::default();
+        for number in 0..10_000 {
+            index.insert(key(number), version(number, 1));
+        }
+        assert_eq!(leaves(&index), 10_000 / LEAF_MAX);
+    }
+
+    #[test]
+    fn keys_nearly_in_order_fill_more_than_half_of_them() {
+        let mut index = Index::default();
+        for window in 0..10 {
+            for n in 0..1000 {
+                let number = window * 1000 + (u32::from(n) * 389 % 1000) as u16;
+                index.insert(key(number), version(number, 1));
+            }
+        }
+        assert_eq!(index.len(), 10_000);
+        assert!(leaves(&index) < 10_000 / (LEAF_MAX / 2), "{}", leaves(&index));
     }
 }
