@@ -182,7 +182,7 @@ pub(crate) fn replay_from(
     while !input.is_empty() {
         match input.u8()? {
             WRITE => {
-                each_revision(replay_changes(&mut input, store, &value_at)?.ok_or(ReplayError::Malformed)?);
+                each_revision(replay_changes(&mut input, store, value_at)?.ok_or(ReplayError::Malformed)?);
             }
             GRANT => {
                 let (id, ttl) = (input.i64()?, input.i64()?);
@@ -190,7 +190,7 @@ pub(crate) fn replay_from(
             }
             REVOKE => {
                 let id = input.i64()?;
-                let changes = replay_changes(&mut input, store, &value_at)?;
+                let changes = replay_changes(&mut input, store, value_at)?;
                 // Its keys are gone by now, so this takes the lease itself away.
                 store.forget_lease(id, changes.is_some()).then_some(()).ok_or(ReplayError::Missing)?;
                 changes.into_iter().for_each(&mut each_revision);

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Values up to this length stay in memory: a place in a file would take as much.
-pub const IN_MEMORY_BYTES_MAX: usize = 64;
+pub(crate) const IN_MEMORY_BYTES_MAX: usize = 64;
 /// Bytes of new values that stay in memory although they are in a file: watchers and readers ask for those most.
 pub(crate) const RECENT_BYTES_MAX: usize = 4 << 20;
 /// What a recent value takes beside its bytes, about.

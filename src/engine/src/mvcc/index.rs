@@ -446,8 +446,8 @@ mod tests {
     fn keys_nearly_in_order_fill_more_than_half_of_them() {
         let mut index = Index::default();
         for window in 0..10 {
-            for n in 0..1000 {
-                let number = window * 1000 + (u32::from(n) * 389 % 1000) as u16;
+            for n in 0..1000u32 {
+                let number = window * 1000 + (n * 389 % 1000) as u16;
                 index.insert(key(number), version(number, 1));
             }
         }

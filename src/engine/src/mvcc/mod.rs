@@ -1,4 +1,4 @@
-//! The multi-version index: what is stored, without any IO.
+//! The multi-version index: what is stored. No IO but the reading of values, see [`crate::values`].
 //!
 //! [`Store`] is a persistent (copy-on-write) map: a clone costs a few reference counts, so readers work on a snapshot
 //! while the one writer goes on. Each key points at its newest [`Version`], and each version at the one before it.

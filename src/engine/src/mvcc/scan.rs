@@ -10,6 +10,9 @@ use sharded_etcd_shard::Result;
 use super::{Key, Store, VersionRef, key_range::bounds, store::live_at};
 use crate::{errors, values::read_all};
 
+/// Bytes of values that one step reads, about.
+const STEP_BYTES_MAX: usize = 4 << 20;
+
 /// A Range under way on one snapshot: large ones are walked in slices between which others have their turn.
 #[derive(Debug)]
 pub struct RangeScan {
@@ -45,7 +48,8 @@ impl RangeScan {
         self.revision
     }
 
-    /// Looks at up to `keys_max` keys, always of the same store, and reads their values. True when the range is done.
+    /// Looks at up to `keys_max` keys, always of the same store, and reads their values: fewer if they are large. True when
+    /// the range is done.
     ///
     /// # Errors
     /// If a value cannot be read.
@@ -85,24 +89,28 @@ impl RangeScan {
         if let Some(resume) = &resume {
             start = Bound::Included(resume.as_ref());
         }
+        let mut bytes = 0;
         for (looked_at, (key, head)) in store.index.range((start, end)).enumerate() {
-            if looked_at == keys_max {
+            if looked_at == keys_max || bytes > STEP_BYTES_MAX {
                 self.resume = Some(key.clone());
                 return false;
             }
             if let Some(live) = live_at(head, self.revision) {
-                self.take(&live, found);
+                bytes += self.take(&live, found);
             }
         }
         true
     }
 
-    fn take(&mut self, version: &VersionRef, found: &mut Vec<VersionRef>) {
+    /// Returns how many bytes of values are to be read for it.
+    fn take(&mut self, version: &VersionRef, found: &mut Vec<VersionRef>) -> usize {
         // All keys are counted, also those behind the limit.
         self.count += 1;
-        if self.kvs.len() + found.len() < self.kvs_max {
-            found.push(VersionRef::clone(version));
+        if self.kvs.len() + found.len() >= self.kvs_max {
+            return 0;
         }
+        found.push(VersionRef::clone(version));
+        if self.needs_values() { version.value_len() } else { 0 }
     }
 
     /// The answer, with the newest revision in the header and nothing else there.

@@ -161,7 +161,7 @@ impl Store {
     /// Answers a Range for a reader whose newest revision is `newest`: inside a Txn that wrote already, one more.
     pub(super) fn range_at(&self, request: &pb::RangeRequest, newest: i64) -> Result<pb::RangeResponse> {
         let mut scan = RangeScan::new(self, request.clone(), newest)?;
-        scan.step(self, usize::MAX)?;
+        while !scan.step(self, usize::MAX)? {}
         Ok(scan.finish())
     }
 
@@ -309,9 +309,9 @@ impl Store {
             }
             if !version.is_live()
                 && version.mod_revision < self.compact_revision
-                && self.index.get(&*version.key).is_some_and(|head| VersionRef::ptr_eq(head, version))
+                && self.index.get(&version.key).is_some_and(|head| VersionRef::ptr_eq(head, version))
             {
-                self.index.remove(&*version.key);
+                self.index.remove(&version.key);
                 self.size_in_use = self.size_in_use.saturating_sub(version.size());
             }
         }

@@ -47,7 +47,7 @@ struct Segment {
 
 impl Segment {
     /// Gives the file up. Whether nobody reads values from it any more, so that it may be written to.
-    fn is_free(self) -> bool {
+    fn give_up(self) -> bool {
         self.file.is_none_or(|file| Arc::into_inner(file).is_some())
     }
 }
@@ -325,7 +325,7 @@ impl Wal {
             let Some(segment) = self.segments.pop_front() else { break };
             let path = segment.path.clone();
             let is_regular = self.disk.len(&path).is_ok_and(|bytes| bytes == self.segment_bytes);
-            if is_regular && self.spares.len() + reusable.len() < SPARES_MAX && segment.is_free() {
+            if is_regular && self.spares.len() + reusable.len() < SPARES_MAX && segment.give_up() {
                 let spare = self.next_spare_path();
                 self.disk.rename(&path, &spare).map_err(WalError::io("rename", &path))?;
                 reusable.push(spare);
