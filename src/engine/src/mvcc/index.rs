@@ -144,7 +144,7 @@ fn insert_or_split<T>(items: &mut Vec<T>, at: usize, item: T, max: usize) -> Opt
     }
     let split = split_at(items.len(), at);
     let mut right = Vec::new();
-    right.reserve_exact(items.len() - split + 1);
+    right.reserve_exact(items.len() - split + usize::from(at >= split));
     right.extend(items.drain(split..));
     match at.checked_sub(split) {
         Some(at) => insert_at(&mut right, at, item),

@@ -201,7 +201,7 @@ async fn a_value_that_is_damaged_while_the_engine_runs_is_an_error_that_names_it
         ..Default::default()
     };
     let error = loop {
-        engine.alarm(alarm.clone()).await.unwrap();
+        engine.alarm(alarm).await.unwrap();
         // The alarm goes up again for what was read before; then the transaction is not even tried.
         match engine.txn(write("new")).await.unwrap_err() {
             error if error.message == "etcdserver: corrupt cluster" => {}
@@ -218,7 +218,7 @@ async fn a_value_that_is_damaged_while_the_engine_runs_is_an_error_that_names_it
     flip(&path, at + 2000);
     compare(engine, 0).await;
     loop {
-        engine.alarm(alarm.clone()).await.unwrap();
+        engine.alarm(alarm).await.unwrap();
         match engine.txn(write("new")).await {
             Ok(_) => break,
             Err(error) => assert_eq!(error.message, "etcdserver: corrupt cluster"),
