@@ -179,7 +179,8 @@ impl Engine {
     }
 
     /// Finishes what is queued, syncs it and gives the directory free. Later writes are refused, watches end, reads
-    /// still answer. A second call does nothing.
+    /// still answer, until another engine that opens the directory writes over a file that is no longer needed: then a value
+    /// may be refused as damaged. A second call does nothing.
     pub async fn close(&self) {
         self.expirer.abort();
         self.write_leases_down().await;
