@@ -10,10 +10,13 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
+
 use crate::{
     codec::{Decoder, Encoder, Malformed},
     disk::{Disk, DiskFile},
-    mvcc::{Alarm, EventLog, FIRST_EVENT_REVISION, Restore, Store, StoredVersion, Version},
+    mvcc::{Alarm, EventLog, FIRST_EVENT_REVISION, Restore, Store, StoredVersion, VersionRef},
+    values::{self, Moved, Value, ValueFile},
     wal::{Position, WalError},
 };
 
@@ -32,6 +35,8 @@ const SYNC_BYTES: u64 = 8 << 20;
 const BLOCK_BYTES: usize = 256 * 1024;
 /// No block is larger: one key and one value of the largest size, with room.
 const BLOCK_BYTES_MAX: usize = 1 << 30;
+/// Length and checksum before a block's payload.
+const BLOCK_HEAD_BYTES: u64 = 4 + 4;
 /// What a version takes beside its value, at most.
 const VERSION_BYTES: usize = 8 + 4 + 8 + 10 + 8 + 10;
 
@@ -56,18 +61,35 @@ fn list(disk: &Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, WalError> {
     Ok(found)
 }
 
-/// Writes the store as it was after record `last` of the log and removes older checkpoints. Returns the file's size.
+/// A checkpoint that was written.
+#[derive(Debug)]
+pub struct Written {
+    /// Size of the file.
+    pub bytes: u64,
+    path: PathBuf,
+    moved: Moved,
+}
+
+impl Written {
+    /// Has the values of the store read from the checkpoint from now on, so that the log before it can be given up.
+    pub fn take_values_over(self, disk: &Disk) -> Result<u64, WalError> {
+        self.moved.apply(&ValueFile::open(disk, &self.path)?);
+        Ok(self.bytes)
+    }
+}
+
+/// Writes the store as it was after record `last` of the log and removes older checkpoints.
 pub fn write(
     disk: &Disk,
     dir: &Path,
     cluster_id: u64,
     last: impl Into<Position>,
     store: &Store,
-) -> Result<u64, WalError> {
+) -> Result<Written, WalError> {
     let last = last.into();
     let sequence = last.sequence;
     let temporary = dir.join("checkpoint.tmp");
-    let size = write_file(disk, &temporary, cluster_id, last, store).map_err(|error| {
+    let (bytes, moved) = write_file(disk, &temporary, cluster_id, last, store).map_err(|error| {
         let _ = disk.remove(&temporary);
         WalError::io("write", &temporary)(error)
     })?;
@@ -79,10 +101,16 @@ pub fn write(
             disk.remove(&path).map_err(WalError::io("remove", &path))?;
         }
     }
-    Ok(size)
+    Ok(Written { bytes, path, moved })
 }
 
-fn write_file(disk: &Disk, path: &Path, cluster_id: u64, last: Position, store: &Store) -> io::Result<u64> {
+fn write_file(
+    disk: &Disk,
+    path: &Path,
+    cluster_id: u64,
+    last: Position,
+    store: &Store,
+) -> io::Result<(u64, Moved)> {
     let mut out =
         Blocks { file: BufWriter::with_capacity(1 << 20, disk.create(path)?), written: 0, synced: 0 };
     let mut header = Vec::new();
@@ -119,47 +147,27 @@ fn write_file(disk: &Disk, path: &Path, cluster_id: u64, last: Position, store: 
     }
     out.block(&block)?;
 
-    let mut parts = 0u64;
-    let begin = |block: &mut Vec<u8>| {
-        block.clear();
-        block.put_u8(BLOCK_KEYS);
-    };
-    begin(&mut block);
-    let mut chain: Vec<Arc<Version>> = Vec::new();
-    for (key, head) in store.chains() {
-        chain.clear();
-        let mut next = Some(Arc::clone(head));
+    block.clear();
+    block.put_u8(BLOCK_KEYS);
+    let mut keys = Keys { out, block, parts: 0, moved: Moved::default() };
+    let mut versions: Vec<VersionRef> = Vec::new();
+    for (_, head) in store.chains() {
+        let begin = versions.len();
+        let mut next = Some(VersionRef::clone(head));
         while let Some(version) = next {
             next = version.previous();
-            chain.push(version);
+            versions.push(version);
         }
-        // A long history goes on in the next block, under the same key.
-        let mut oldest_first = chain.iter().rev().peekable();
-        while oldest_first.peek().is_some() {
-            block.put_bytes(key);
-            let mut room = BLOCK_BYTES.saturating_sub(block.len());
-            let part: Vec<_> = std::iter::from_fn(|| {
-                let version = oldest_first.next_if(|_| room > 0)?;
-                room = room.saturating_sub(version.value.len() + VERSION_BYTES);
-                Some(version)
-            })
-            .collect();
-            block.put_varint(part.len() as u64);
-            for version in part {
-                block.put_i64(version.mod_revision);
-                block.put_u32(version.sub);
-                block.put_i64(version.create_revision);
-                block.put_varint(version.version as u64);
-                block.put_i64(version.lease);
-                block.put_bytes(&version.value);
-            }
-            parts += 1;
-            if block.len() >= BLOCK_BYTES {
-                out.block(&block)?;
-                begin(&mut block);
-            }
+        versions[begin..].reverse();
+        // Values are read in large pieces, and not all at once.
+        while values::window(&versions) < versions.len() {
+            let rest = versions.split_off(values::window(&versions));
+            keys.add(&versions)?;
+            versions = rest;
         }
     }
+    keys.add(&versions)?;
+    let Keys { mut out, mut block, parts, moved } = keys;
     out.block(&block)?;
 
     block.clear();
@@ -168,7 +176,57 @@ fn write_file(disk: &Disk, path: &Path, cluster_id: u64, last: Position, store: 
     out.block(&block)?;
     let file = out.file.into_inner().map_err(|error| error.into_error())?;
     file.sync_all()?;
-    Ok(out.written)
+    Ok((out.written, moved))
+}
+
+/// The blocks of the keys.
+struct Keys {
+    out: Blocks,
+    block: Vec<u8>,
+    parts: u64,
+    moved: Moved,
+}
+
+impl Keys {
+    /// Adds versions, those of one key behind each other and oldest first.
+    fn add(&mut self, versions: &[VersionRef]) -> io::Result<()> {
+        let values = values::read_all(versions.iter().map(|version| &**version)).map_err(io::Error::other)?;
+        let mut all = versions.iter().zip(values).peekable();
+        while let Some((first, _)) = all.peek() {
+            // A long history goes on in the next block, under the same key.
+            let key = first.key.clone();
+            self.block.put_bytes(&key);
+            let mut room = BLOCK_BYTES.saturating_sub(self.block.len());
+            let part: Vec<_> = std::iter::from_fn(|| {
+                let next = all.next_if(|(version, _)| room > 0 && version.key == key)?;
+                room = room.saturating_sub(next.1.len() + VERSION_BYTES);
+                Some(next)
+            })
+            .collect();
+            self.part(&part);
+            self.parts += 1;
+            if self.block.len() >= BLOCK_BYTES {
+                self.out.block(&self.block)?;
+                self.block.clear();
+                self.block.put_u8(BLOCK_KEYS);
+            }
+        }
+        Ok(())
+    }
+
+    fn part(&mut self, part: &[(&VersionRef, Bytes)]) {
+        self.block.put_varint(part.len() as u64);
+        for (version, value) in part {
+            self.block.put_i64(version.mod_revision);
+            self.block.put_u32(version.sub);
+            self.block.put_i64(version.create_revision);
+            self.block.put_varint(version.version as u64);
+            self.block.put_i64(version.lease);
+            self.block.put_bytes(value);
+            let at = self.block.len() - value.len();
+            self.moved.add(version, self.out.written + BLOCK_HEAD_BYTES + at as u64);
+        }
+    }
 }
 
 struct Blocks {
@@ -232,9 +290,11 @@ pub fn read(disk: &Disk, dir: &Path, cluster_id: u64) -> Result<Loaded, WalError
             log: EventLog::new(FIRST_EVENT_REVISION),
         });
     };
+    // A handle of its own for values, as this one has a position.
+    let values = ValueFile::open(disk, &path)?;
     let mut reader = Reader::open(disk, &path)?;
     let last = reader.header(cluster_id, sequence)?;
-    let (store, log) = reader.store()?;
+    let (store, log) = reader.store(&values)?;
     Ok(Loaded { last, file_bytes: reader.offset, store, log })
 }
 
@@ -323,7 +383,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn store(&mut self) -> Result<(Store, EventLog), WalError> {
+    fn store(&mut self, values: &Arc<ValueFile>) -> Result<(Store, EventLog), WalError> {
         let mut restore: Option<Restore> = None;
         let mut revision = 0;
         let mut parts = 0u64;
@@ -337,7 +397,8 @@ impl<'a> Reader<'a> {
                     (revision, restore) = (newest, Some(begun));
                 }
                 (BLOCK_KEYS, Some(restore)) => {
-                    parts += read_keys(&mut input, revision, restore).map_err(malformed)?;
+                    parts += read_keys(&block, revision, restore, values, self.offset + BLOCK_HEAD_BYTES)
+                        .map_err(malformed)?;
                 }
                 (BLOCK_END, Some(_)) => {
                     if input.u64().map_err(malformed)? != parts {
@@ -379,21 +440,28 @@ fn read_meta(input: &mut Decoder<'_>) -> Result<(i64, Restore), Malformed> {
     Ok((revision, restore))
 }
 
-fn read_keys(input: &mut Decoder<'_>, revision: i64, restore: &mut Restore) -> Result<u64, Malformed> {
+/// A block that begins at byte `begin` of the file, where its values stay.
+fn read_keys(
+    block: &[u8],
+    revision: i64,
+    restore: &mut Restore,
+    file: &Arc<ValueFile>,
+    begin: u64,
+) -> Result<u64, Malformed> {
+    let mut input = Decoder::new(block);
+    let _tag = input.u8()?;
     let mut parts = 0;
     while !input.is_empty() {
-        let key = input.owned_bytes()?;
+        let key = input.bytes()?;
         let count = input.varint()?;
         let mut versions: Vec<StoredVersion> = Vec::new();
         for _ in 0..count {
-            let version = StoredVersion {
-                mod_revision: input.i64()?,
-                sub: input.u32()?,
-                create_revision: input.i64()?,
-                version: i64::try_from(input.varint()?).map_err(|_| Malformed)?,
-                lease: input.i64()?,
-                value: input.owned_bytes()?,
-            };
+            let (mod_revision, sub, create_revision) = (input.i64()?, input.u32()?, input.i64()?);
+            let number = i64::try_from(input.varint()?).map_err(|_| Malformed)?;
+            let (lease, value) = (input.i64()?, input.bytes()?);
+            let at = (block.len() - input.left() - value.len()) as u64;
+            let value = Value::stored(value, file, begin + at);
+            let version = StoredVersion { value, create_revision, mod_revision, version: number, lease, sub };
             let is_newer = versions
                 .last()
                 .is_none_or(|older| (older.mod_revision, older.sub) < (version.mod_revision, version.sub));

@@ -23,7 +23,7 @@ fn store(keys: usize) -> Store {
 #[test]
 fn any_flipped_byte_is_noticed_and_named() {
     let dir = tempfile::tempdir().unwrap();
-    let bytes = write(&Disk::Real, dir.path(), 1, 5, &store(2000)).unwrap() as usize;
+    let bytes = write(&Disk::Real, dir.path(), 1, 5, &store(2000)).unwrap().bytes as usize;
     let path = dir.path().join("checkpoint-0000000000000005.db");
     let good = fs::read(&path).unwrap();
     assert_eq!(good.len(), bytes);
@@ -75,7 +75,7 @@ fn a_long_history_is_stored_over_several_blocks() {
         let mut versions = Vec::new();
         let mut next = store.get(b"hot").cloned();
         while let Some(version) = next {
-            versions.push((version.mod_revision, version.version, version.value.clone()));
+            versions.push((version.mod_revision, version.version, version.value().unwrap()));
             next = version.previous();
         }
         versions

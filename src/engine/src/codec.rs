@@ -71,6 +71,11 @@ impl<'a> Decoder<'a> {
         self.rest.is_empty()
     }
 
+    /// Bytes that were not read yet.
+    pub fn left(&self) -> usize {
+        self.rest.len()
+    }
+
     /// The next `len` bytes.
     pub fn raw(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
         let (head, tail) = self.rest.split_at_checked(len).ok_or(Malformed)?;

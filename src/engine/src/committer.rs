@@ -28,7 +28,7 @@ use crate::{
     answers::{self, Mailbox},
     checkpoint,
     disk::Disk,
-    entry::Entry,
+    entry::{Entry, Placed},
     errors, hash,
     history::Pin,
     lease::Left,
@@ -36,6 +36,7 @@ use crate::{
     quota,
     shared::Shared,
     txn,
+    values::{Recent, ValueError},
     wal::{AppendError, Wal, WalError},
 };
 
@@ -160,6 +161,8 @@ pub(crate) struct Limits {
     pub quota_bytes: u64,
     pub lease_ttl_seconds_min: i64,
     pub checkpoint_wal_bytes: u64,
+    /// Bytes of durable values that stay in memory.
+    pub recent_bytes: usize,
 }
 
 pub(crate) struct Committer {
@@ -171,6 +174,10 @@ pub(crate) struct Committer {
     store: Store,
     /// The record of the batch under way.
     record: Vec<u8>,
+    /// Where in it values are.
+    placed: Placed,
+    /// Durable values that are still in memory.
+    recent: Recent,
     /// Log bytes that the newest checkpoint does not hold.
     wal_bytes: u64,
     /// Size of the newest checkpoint: rewriting a large store pays off only after that much log.
@@ -202,12 +209,14 @@ impl Committer {
     ) -> Self {
         let store = Store::clone(&shared.published.load());
         Self {
+            recent: Recent::new(limits.recent_bytes),
             limits,
             shared,
             commands,
             wal,
             store,
             record: Vec::new(),
+            placed: Vec::new(),
             wal_bytes,
             checkpoint_bytes,
             checkpointing: None,
@@ -277,6 +286,7 @@ impl Committer {
     fn batch<C: Into<Queued>>(&mut self, queue: &mut VecDeque<C>) {
         let mut batch = Batch::default();
         Wal::begin(&mut self.record);
+        self.placed.clear();
         while self.record.len() < BATCH_BYTES_MAX {
             let Some(Queued { command, mailbox }) = queue.pop_front().map(Into::into) else { break };
             self.apply(command, &mut batch);
@@ -285,10 +295,13 @@ impl Committer {
         if Wal::has_payload(&self.record) {
             let begun = std::time::Instant::now();
             match self.wal.append(&mut self.record) {
-                Ok(bytes) => {
-                    self.shared.metrics.logged(bytes, begun.elapsed());
-                    self.wal_bytes += bytes;
+                Ok(appended) => {
+                    self.shared.metrics.logged(appended.bytes, begun.elapsed());
+                    self.wal_bytes += appended.bytes;
                     self.publish(&mut batch);
+                    for (version, at) in self.placed.drain(..) {
+                        self.recent.add(version, &appended.file, appended.offset + at as u64);
+                    }
                 }
                 Err(error) => return self.fail(batch, error),
             }
@@ -344,6 +357,7 @@ impl Committer {
     /// Takes a batch back that could not be made durable.
     fn fail(&mut self, batch: Batch, error: AppendError) {
         self.store = Store::clone(&self.shared.published.load());
+        self.placed.clear();
         self.compacted.clear();
         self.shared.metrics.failed.up();
         let answer = match error {
@@ -435,7 +449,7 @@ impl Committer {
 
     fn put(&mut self, request: &pb::PutRequest, batch: &mut Batch) -> Result<pb::PutResponse> {
         self.check_alarms(|| quota::put_cost(request))?;
-        let (mut response, changes) = txn::put(&mut self.store, request)?;
+        let (mut response, changes) = self.shared.read(txn::put(&mut self.store, request))?;
         self.log_write(changes, batch);
         self.shared.fill(&mut response.header);
         Ok(response)
@@ -447,7 +461,7 @@ impl Committer {
         batch: &mut Batch,
     ) -> Result<pb::DeleteRangeResponse> {
         self.check_corrupt()?;
-        let (mut response, changes) = txn::delete_range(&mut self.store, request);
+        let (mut response, changes) = self.shared.read(txn::delete_range(&mut self.store, request))?;
         self.log_write(changes, batch);
         self.shared.fill(&mut response.header);
         Ok(response)
@@ -455,7 +469,7 @@ impl Committer {
 
     fn txn(&mut self, request: &pb::TxnRequest, batch: &mut Batch) -> Result<pb::TxnResponse> {
         self.check_alarms(|| quota::txn_cost(request))?;
-        let (mut response, changes) = txn::txn(&mut self.store, request)?;
+        let (mut response, changes) = self.shared.read(txn::txn(&mut self.store, request))?;
         self.log_write(changes, batch);
         self.shared.fill(&mut response.header);
         Ok(response)
@@ -466,7 +480,7 @@ impl Committer {
         let before = self.store.compact_revision();
         self.store.compact(request.revision)?;
         self.compacted.push((before, request.revision));
-        Entry::Compact(request.revision).encode(&mut self.record);
+        self.log(Entry::Compact(request.revision));
         Ok(pb::CompactionResponse { header: Some(self.shared.header(self.store.revision())) })
     }
 
@@ -489,7 +503,7 @@ impl Committer {
         }
         let ttl = request.ttl.max(self.limits.lease_ttl_seconds_min);
         self.store.grant(id, ttl);
-        Entry::Grant { id, ttl }.encode(&mut self.record);
+        self.log(Entry::Grant { id, ttl });
         batch.granted.push((id, ttl));
         let header = Some(self.shared.header(self.store.revision()));
         Ok(pb::LeaseGrantResponse { header, id, ttl, error: String::new() })
@@ -501,7 +515,7 @@ impl Committer {
         if !found {
             return Err(errors::lease_not_found());
         }
-        Entry::Revoke { id, changes: changes.as_ref() }.encode(&mut self.record);
+        self.log(Entry::Revoke { id, changes: changes.as_ref() });
         batch.granted.retain(|(granted, _)| *granted != id);
         batch.revoked.push(id);
         batch.revisions.extend(changes);
@@ -533,12 +547,12 @@ impl Committer {
                 .collect(),
             Ok(pb::alarm_request::AlarmAction::Activate) if !is_none => {
                 if self.store.raise(alarm) {
-                    Entry::Raise(alarm).encode(&mut self.record);
+                    self.log(Entry::Raise(alarm));
                 }
                 vec![show(&alarm)]
             }
             Ok(pb::alarm_request::AlarmAction::Deactivate) if self.store.disarm(alarm) => {
-                Entry::Disarm(alarm).encode(&mut self.record);
+                self.log(Entry::Disarm(alarm));
                 vec![show(&alarm)]
             }
             _ => Vec::new(),
@@ -568,7 +582,7 @@ impl Committer {
                 "the quota is met: alarm NOSPACE"
             );
             if self.store.raise(alarm) {
-                Entry::Raise(alarm).encode(&mut self.record);
+                self.log(Entry::Raise(alarm));
             }
             return Err(errors::no_space());
         }
@@ -577,9 +591,13 @@ impl Committer {
 
     fn log_write(&mut self, changes: Option<Changes>, batch: &mut Batch) {
         if let Some(changes) = changes {
-            Entry::Write(&changes).encode(&mut self.record);
+            self.log(Entry::Write(&changes));
             batch.revisions.push(changes);
         }
+    }
+
+    fn log(&mut self, entry: Entry<'_>) {
+        entry.encode_placed(&mut self.record, &mut self.placed);
     }
 
     /// Up to which revision history can be given back now, if there is any.
@@ -628,11 +646,11 @@ impl Committer {
         let trimmed = self.shared.log.write().trim(target, COLLECT_REVISIONS_MAX);
         let mut garbage = Vec::new();
         for changes in &trimmed {
-            garbage.extend(self.store.collect(changes));
+            garbage.extend(self.store.collect(changes.as_slice()));
         }
         let (first, at_target) = {
             let log = self.shared.log.read();
-            (log.first_revision(), log.get(target).cloned())
+            (log.first_revision(), log.get(target).map(<[_]>::to_vec))
         };
         if first >= target {
             if let Some(changes) = at_target {
@@ -664,7 +682,9 @@ impl Committer {
         let is_done = Arc::new(AtomicBool::new(false));
         let done = Arc::clone(&is_done);
         let work = move || {
-            let result = checkpoint::write(&disk, &dir, cluster_id, last, &snapshot);
+            // Before it counts as done: then nothing is read from what it makes superfluous.
+            let result = checkpoint::write(&disk, &dir, cluster_id, last, &snapshot)
+                .and_then(|written| written.take_values_over(&disk));
             done.store(true, Ordering::Release);
             result
         };
@@ -690,9 +710,16 @@ impl Committer {
         });
         let released = result.and_then(|bytes| {
             self.checkpoint_bytes = bytes;
+            self.recent.forget_moved();
             self.wal.release(running.sequence)
         });
         if let Err(error) = released {
+            if let WalError::Io { source, .. } = &error
+                && let Some(source) = source.get_ref()
+                && matches!(source.downcast_ref(), Some(ValueError::Damaged { .. }))
+            {
+                self.shared.found_damage();
+            }
             // The log still has everything; it only grows until a later checkpoint works.
             tracing::error!(
                 error = explain(&error),

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use crate::{disk::Disk, lease, quota, wal::IoHook};
+use crate::{disk::Disk, lease, quota, values, wal::IoHook};
 
 /// Configuration of an [`Engine`](crate::Engine). Start from [`EngineConfig::new`].
 #[derive(Clone)]
@@ -42,6 +42,8 @@ pub struct EngineConfig {
     pub queue_requests_max: usize,
     /// Called before the log touches the disk, for fault injection in tests.
     pub io_hook: Option<IoHook>,
+    /// Bytes of new values that stay in memory although they are in a file.
+    pub(crate) recent_bytes: usize,
     pub(crate) disk: Disk,
 }
 
@@ -65,6 +67,7 @@ impl EngineConfig {
             checkpoint_wal_bytes: 64 << 20,
             queue_requests_max: 4096,
             io_hook: None,
+            recent_bytes: values::RECENT_BYTES_MAX,
             disk: Disk::Real,
         }
     }

@@ -25,7 +25,8 @@ use crate::{
     committer::{Command, Committer, Limits},
     disk::{Disk, sim::SimDisk},
     engine::Opened,
-    mvcc::Store,
+    mvcc::{Store, Version},
+    values::ValueError,
     wal::WalError,
 };
 
@@ -52,11 +53,21 @@ impl Model {
             keys: store
                 .chains()
                 .filter(|(_, newest)| newest.version > 0)
-                .map(|(key, newest)| {
-                    (key.to_bytes(), (newest.value.clone(), newest.mod_revision, newest.lease))
-                })
+                .map(|(key, newest)| (key.to_bytes(), (read(newest), newest.mod_revision, newest.lease)))
                 .collect(),
             leases: store.leases().map(|(id, _)| id).collect(),
+        }
+    }
+}
+
+/// The value of a version, on a disk where now and then a read fails.
+fn read(version: &Version) -> Bytes {
+    let mut tries = 0;
+    loop {
+        match version.value() {
+            Ok(value) => return value,
+            Err(ValueError::Io { .. }) if tries < 100 => tries += 1,
+            Err(error) => panic!("{error:?}"),
         }
     }
 }
@@ -204,6 +215,7 @@ fn open(disk: &Arc<SimDisk>) -> Result<Committer, EngineError> {
         quota_bytes: config.quota(),
         lease_ttl_seconds_min: 1,
         checkpoint_wal_bytes: 24 * 1024,
+        recent_bytes: 2048,
     };
     let (_, commands) = mpsc::channel(1);
     let Opened { shared, wal, wal_bytes, checkpoint_bytes, .. } = opened;

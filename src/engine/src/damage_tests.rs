@@ -83,6 +83,7 @@ impl Life {
             quota_bytes: 1 << 30,
             lease_ttl_seconds_min: 1,
             checkpoint_wal_bytes: u64::MAX,
+            recent_bytes: 0,
         };
         let (_, commands) = mpsc::channel(1);
         Self { disk, committer: Committer::new(limits, shared, commands, wal, wal_bytes, checkpoint_bytes) }

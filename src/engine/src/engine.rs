@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::{Result, ShardError};
@@ -143,6 +142,7 @@ impl Engine {
             quota_bytes: config.quota(),
             lease_ttl_seconds_min: config.lease_ttl_seconds_min,
             checkpoint_wal_bytes: config.checkpoint_wal_bytes,
+            recent_bytes: config.recent_bytes,
         };
         {
             let mut clock = shared.leases.lock();
@@ -179,7 +179,8 @@ impl Engine {
     }
 
     /// Finishes what is queued, syncs it and gives the directory free. Later writes are refused, watches end, reads
-    /// still answer. A second call does nothing.
+    /// still answer, until another engine that opens the directory writes over a file that is no longer needed: then a value
+    /// may be refused as damaged. A second call does nothing.
     pub async fn close(&self) {
         self.expirer.abort();
         self.write_leases_down().await;
@@ -286,7 +287,7 @@ impl Engine {
         check::range(&request)?;
         let store = self.shared.published.load();
         let mut scan = RangeScan::new(&store, request, store.revision())?;
-        if scan.step(&store, SCAN_KEYS_MAX) {
+        if self.shared.read(scan.step(&store, SCAN_KEYS_MAX))? {
             return self.finish_range(&store, scan).map(RangeProgress::Done);
         }
         Ok(RangeProgress::More(Arc::clone(&store), scan))
@@ -300,7 +301,7 @@ impl Engine {
     ) -> Result<pb::RangeResponse> {
         loop {
             tokio::task::yield_now().await;
-            if scan.step(&store, SCAN_KEYS_MAX) {
+            if self.shared.read(scan.step(&store, SCAN_KEYS_MAX))? {
                 return self.finish_range(&store, scan);
             }
         }
@@ -333,7 +334,7 @@ impl Engine {
     fn read<T>(&self, revisions: &[i64], evaluate: impl Fn(&Store) -> Result<T>) -> Result<T> {
         loop {
             let store = self.shared.published.load();
-            let answer = evaluate(&store);
+            let answer = self.shared.read(evaluate(&store));
             let mut history =
                 revisions.iter().filter(|at| (store.compact_revision()..store.revision()).contains(at));
             // Mostly there is none, and the state need not be looked up again.
@@ -509,9 +510,9 @@ impl Opened {
         let identity = identity::load_or_create(disk, dir, &config.name, config.cluster_id)?;
         let Loaded { last, file_bytes, mut store, mut log } =
             checkpoint::load(disk, dir, identity.cluster_id)?;
-        let recovered = wal::recover(disk, dir, identity.cluster_id, last, |record: Bytes, path, offset| {
-            entry::replay(&record, &mut store, |changes| log.push(changes))
-                .map_err(|source| EngineError::Replay { path: path.to_owned(), offset, source })
+        let recovered = wal::recover(disk, dir, identity.cluster_id, last, |record, file, offset| {
+            entry::replay_from(record, Some((file, offset)), &mut store, |changes| log.push(changes))
+                .map_err(|source| EngineError::Replay { path: file.path().to_owned(), offset, source })
         })?;
         if recovered.segments.is_empty() && (identity.has_log || last.sequence > 0) {
             return Err(EngineError::LogMissing { dir: dir.to_owned() });
@@ -570,6 +571,17 @@ async fn expire(shared: Arc<Shared>, commands: mpsc::WeakSender<Queued>, config:
         let Some(commands) = commands.upgrade() else { return };
         for id in expired {
             if commands.send(Command::Expire(id).into()).await.is_err() {
+                return;
+            }
+        }
+        if shared.take_damaged() {
+            let (reply, _) = oneshot::channel();
+            let request = pb::AlarmRequest {
+                action: pb::alarm_request::AlarmAction::Activate as i32,
+                member_id: shared.member_id,
+                alarm: pb::AlarmType::Corrupt as i32,
+            };
+            if commands.send(Command::Alarm(request, reply).into()).await.is_err() {
                 return;
             }
         }

@@ -1,11 +1,14 @@
 //! What the write-ahead log says: effects, not requests, so that replay decides nothing again.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use sharded_etcd_shard::ShardError;
 
 use crate::{
     codec::{Decoder, Encoder, Malformed},
-    mvcc::{Alarm, Changes, Store, Version},
+    mvcc::{Alarm, Changes, Store, VersionRef},
+    values::{IN_MEMORY_BYTES_MAX, Look, Value, ValueFile},
 };
 
 const WRITE: u8 = 1;
@@ -53,13 +56,21 @@ pub enum Entry<'a> {
     Disarm(Alarm),
 }
 
+/// Versions whose values were encoded, each with where in the record its value begins; small ones are left out.
+pub(crate) type Placed = Vec<(VersionRef, usize)>;
+
 impl Entry<'_> {
-    /// Appends the encoded entry.
+    /// Appends the encoded entry. The versions are new, so that their values are in memory.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        self.encode_placed(out, &mut Vec::new());
+    }
+
+    /// Like [`Self::encode`], and says where in `out` the values are.
+    pub(crate) fn encode_placed(&self, out: &mut Vec<u8>, placed: &mut Placed) {
         match *self {
             Entry::Write(changes) => {
                 out.put_u8(WRITE);
-                encode_changes(out, changes.as_slice());
+                encode_changes(out, changes.as_slice(), placed);
             }
             Entry::Grant { id, ttl } => {
                 out.put_u8(GRANT);
@@ -69,7 +80,7 @@ impl Entry<'_> {
             Entry::Revoke { id, changes } => {
                 out.put_u8(REVOKE);
                 out.put_i64(id);
-                encode_changes(out, changes.map_or(&[], Changes::as_slice));
+                encode_changes(out, changes.map_or(&[], Changes::as_slice), placed);
             }
             Entry::Remaining { id, seconds } => {
                 out.put_u8(REMAINING);
@@ -92,15 +103,21 @@ fn encode_alarm(out: &mut Vec<u8>, tag: u8, alarm: Alarm) {
     out.put_u64(alarm.member_id);
 }
 
-fn encode_changes(out: &mut Vec<u8>, changes: &[std::sync::Arc<Version>]) {
+fn encode_changes(out: &mut Vec<u8>, changes: &[VersionRef], placed: &mut Placed) {
     out.put_varint(changes.len() as u64);
     let Some(first) = changes.first() else { return };
     out.put_i64(first.mod_revision);
     for version in changes {
         if version.is_live() {
+            let Look::Here(value) = version.look() else {
+                unreachable!("a value went to a file before its record");
+            };
             out.put_u8(OP_PUT);
             out.put_bytes(&version.key);
-            out.put_bytes(&version.value);
+            out.put_bytes(&value);
+            if value.len() > IN_MEMORY_BYTES_MAX {
+                placed.push((VersionRef::clone(version), out.len() - value.len()));
+            }
             out.put_i64(version.lease);
         } else {
             out.put_u8(OP_DELETE);
@@ -137,17 +154,35 @@ impl From<Malformed> for ReplayError {
     }
 }
 
-/// Applies all entries of one log record to the store, handing each revision's changes to `each_revision`.
+/// Applies all entries of one log record to the store, handing each revision's changes to `each_revision`. The values
+/// are copied.
 pub fn replay(
     record: &Bytes,
+    store: &mut Store,
+    each_revision: impl FnMut(Changes),
+) -> Result<(), ReplayError> {
+    replay_from(record, None, store, each_revision)
+}
+
+/// Like [`replay`] with a record that begins at a byte of a file, where its values stay.
+pub(crate) fn replay_from(
+    record: &[u8],
+    origin: Option<(&Arc<ValueFile>, u64)>,
     store: &mut Store,
     mut each_revision: impl FnMut(Changes),
 ) -> Result<(), ReplayError> {
     let mut input = Decoder::new(record);
+    let value_at = |value: &[u8], left: usize| match origin {
+        Some((file, begin)) => {
+            let offset = (record.len() - left - value.len()) as u64;
+            Value::stored(value, file, begin + offset)
+        }
+        None => Bytes::copy_from_slice(value).into(),
+    };
     while !input.is_empty() {
         match input.u8()? {
             WRITE => {
-                each_revision(replay_changes(&mut input, store)?.ok_or(ReplayError::Malformed)?);
+                each_revision(replay_changes(&mut input, store, value_at)?.ok_or(ReplayError::Malformed)?);
             }
             GRANT => {
                 let (id, ttl) = (input.i64()?, input.i64()?);
@@ -155,7 +190,7 @@ pub fn replay(
             }
             REVOKE => {
                 let id = input.i64()?;
-                let changes = replay_changes(&mut input, store)?;
+                let changes = replay_changes(&mut input, store, value_at)?;
                 // Its keys are gone by now, so this takes the lease itself away.
                 store.forget_lease(id, changes.is_some()).then_some(()).ok_or(ReplayError::Missing)?;
                 changes.into_iter().for_each(&mut each_revision);
@@ -180,7 +215,11 @@ pub fn replay(
     Ok(())
 }
 
-fn replay_changes(input: &mut Decoder<'_>, store: &mut Store) -> Result<Option<Changes>, ReplayError> {
+fn replay_changes(
+    input: &mut Decoder<'_>,
+    store: &mut Store,
+    value_at: impl Fn(&[u8], usize) -> Value,
+) -> Result<Option<Changes>, ReplayError> {
     let count = input.varint()?;
     if count == 0 {
         return Ok(None);
@@ -194,8 +233,9 @@ fn replay_changes(input: &mut Decoder<'_>, store: &mut Store) -> Result<Option<C
         match input.u8()? {
             OP_PUT => {
                 let (key, value) = (input.bytes()?, input.bytes()?);
+                let value = value_at(value, input.left());
                 let lease = input.i64()?;
-                txn.put(key, value, lease);
+                txn.put_value(key, value, lease);
             }
             OP_DELETE => {
                 let (deleted, _) = txn.delete_range(input.bytes()?, &[]);

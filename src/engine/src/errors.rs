@@ -3,6 +3,7 @@
 use sharded_etcd_shard::ShardError;
 use tonic::Code;
 
+use crate::values::ValueError;
 pub use sharded_etcd_shard::ERR_COMPACTED;
 use sharded_etcd_shard::{ERR_FUTURE_REV, ERR_LEASE_EXIST, ERR_LEASE_NOT_FOUND};
 
@@ -54,4 +55,16 @@ pub fn too_many_requests() -> ShardError {
 /// `ErrStopped`, for calls that were not sent because the engine is closed.
 pub fn stopped() -> ShardError {
     ShardError::not_sent("etcdserver: server stopped")
+}
+
+/// A value cannot be read. etcd has no error for it, as it ends then.
+impl From<ValueError> for ShardError {
+    fn from(error: ValueError) -> Self {
+        let code = match error {
+            ValueError::Damaged { .. } => Code::DataLoss,
+            ValueError::Io { .. } => Code::Unavailable,
+        };
+        tracing::error!(error = crate::committer::explain(&error), "a value cannot be read");
+        ShardError::refused(code, format!("etcdserver: {}", crate::committer::explain(&error)))
+    }
 }

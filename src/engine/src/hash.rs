@@ -18,8 +18,8 @@ use sharded_etcd_shard::Result;
 use crate::{
     crc32c::Crc32c,
     errors,
-    history::{History, Pin, database_key, database_value},
-    mvcc::{Store, Version},
+    history::{History, Pin, ReadAhead, database_key, database_value},
+    mvcc::Store,
     shared::Shared,
 };
 
@@ -86,8 +86,10 @@ pub(crate) fn hash_compaction(shared: &Shared, store: &Store, before: i64, compa
     if let Some(history) = History::gather(shared, store, before, compacted) {
         // A compaction keeps the tombstones of its own revision, and counts them.
         let is_filtered = history.has_live || history.has_deleted;
-        let hash = sum(&history, is_filtered);
-        shared.hashes.put(KvHash { hash, compact_revision: before, revision: compacted });
+        // None is remembered if a value cannot be read.
+        if let Ok(hash) = shared.read(sum(history, is_filtered)) {
+            shared.hashes.put(KvHash { hash, compact_revision: before, revision: compacted });
+        }
     }
     shared.hashes.end(begun.elapsed(), store.keys());
 }
@@ -108,24 +110,27 @@ pub(crate) fn hash_kv(shared: &Arc<Shared>, revision: i64) -> Result<(KvHash, i6
     }
     let revision = if revision == 0 { store.revision() } else { revision };
     let history = History::gather(shared, &store, compact_revision, revision).ok_or_else(errors::stopped)?;
-    let hash = sum(&history, history.has_live);
+    let has_live = history.has_live;
+    let hash = shared.read(sum(history, has_live))?;
     Ok((KvHash { hash, compact_revision, revision }, store.revision()))
 }
 
 /// With `is_filtered`, versions that a compaction at the history's end would drop do not count.
-fn sum(history: &History, is_filtered: bool) -> u32 {
+fn sum(history: History, is_filtered: bool) -> Result<u32> {
     let mut crc = Crc32c::default();
     crc.update(b"key");
     let mut buffer = Vec::new();
-    let mut add = |version: &Version| {
+    let base = history.base.into_iter().filter(|base| base.is_kept || !is_filtered);
+    let mut versions: Vec<_> = base.map(|base| base.version).collect();
+    versions.extend(history.later);
+    let mut values = ReadAhead::new(&versions);
+    for version in &versions {
         buffer.clear();
         database_key(version, &mut buffer);
-        database_value(version, &mut buffer);
+        database_value(version, values.next()?, &mut buffer);
         crc.update(&buffer);
-    };
-    history.base.iter().filter(|base| base.is_kept || !is_filtered).for_each(|base| add(&base.version));
-    history.later.iter().for_each(|version| add(version));
-    crc.sum()
+    }
+    Ok(crc.sum())
 }
 
 #[cfg(test)]

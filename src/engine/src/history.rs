@@ -6,13 +6,15 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use prost::{Message, encoding::encoded_len_varint};
 use sharded_etcd_etcd_api::messages as pb;
 
 use crate::{
-    mvcc::{EventLog, Store, Version},
+    mvcc::{EventLog, Store, Version, VersionRef},
     shared::Shared,
+    values::{self, ValueError},
 };
 
 /// Revisions that are taken from the log before the writer may add to it again.
@@ -56,7 +58,7 @@ impl Drop for Pin {
 /// A version that was live at the compaction.
 #[derive(Debug, Clone)]
 pub(crate) struct Base {
-    pub(crate) version: Arc<Version>,
+    pub(crate) version: VersionRef,
     /// Whether it is still the newest one at the revision gathered for: whether a compaction there would keep it.
     pub(crate) is_kept: bool,
 }
@@ -67,9 +69,9 @@ pub(crate) struct History {
     /// Live at the compaction, by revision.
     pub(crate) base: Vec<Base>,
     /// Tombstones of the compaction's own revision: a watch from there sees them.
-    pub(crate) tombstones: Vec<Arc<Version>>,
+    pub(crate) tombstones: Vec<VersionRef>,
     /// After the compaction, by revision.
-    pub(crate) later: Vec<Arc<Version>>,
+    pub(crate) later: Vec<VersionRef>,
     /// Whether any key is live at the revision gathered for.
     pub(crate) has_live: bool,
     /// Whether any key was deleted in that very revision.
@@ -106,7 +108,7 @@ impl History {
             let log = shared.log.read();
             let end = revision.min(next.saturating_add(SLICE_REVISIONS - 1));
             for revision in next..=end {
-                let changes = log.get(revision).map_or(&[][..], |changes| changes.as_slice());
+                let changes = log.get(revision).unwrap_or_default();
                 history.later.extend(changes.iter().cloned());
             }
             next = end + 1;
@@ -115,7 +117,7 @@ impl History {
     }
 
     /// Everything, by revision.
-    pub(crate) fn into_versions(self) -> Vec<Arc<Version>> {
+    pub(crate) fn into_versions(self) -> Vec<VersionRef> {
         let mut versions: Vec<_> =
             self.base.into_iter().map(|base| base.version).chain(self.tombstones).collect();
         versions.sort_unstable_by_key(|version| (version.mod_revision, version.sub));
@@ -123,11 +125,11 @@ impl History {
         versions
     }
 
-    fn look_at(&mut self, head: &Arc<Version>, compacted: i64, revision: i64) {
-        let Some(newest) = head.at(revision) else { return };
+    fn look_at(&mut self, head: &VersionRef, compacted: i64, revision: i64) {
+        let Some(newest) = Version::at(head, revision) else { return };
         // A put behind a delete in one revision: a compaction there would keep neither, as in etcd.
         let mut is_deleted = false;
-        let mut next = Some(Arc::clone(&newest));
+        let mut next = Some(VersionRef::clone(&newest));
         while let Some(version) = next.filter(|version| version.mod_revision == revision) {
             is_deleted |= !version.is_live();
             next = version.previous();
@@ -135,18 +137,20 @@ impl History {
         self.has_deleted |= is_deleted;
         let is_kept = newest.is_live() && !is_deleted;
         self.has_live |= is_kept;
-        let Some(version) = newest.at(compacted).filter(|version| version.is_live()) else { return };
-        let is_kept = is_kept && Arc::ptr_eq(&version, &newest);
+        let Some(version) = Version::at(&newest, compacted).filter(|version| version.is_live()) else {
+            return;
+        };
+        let is_kept = is_kept && VersionRef::ptr_eq(&version, &newest);
         self.base.push(Base { version, is_kept });
     }
 
     fn take_tombstones(&mut self, log: &RwLock<EventLog>, compacted: i64) {
         let log = log.read();
-        let changes = log.get(compacted).map_or(&[][..], |changes| changes.as_slice());
+        let changes = log.get(compacted).unwrap_or_default();
         for (at, version) in changes.iter().enumerate() {
             let is_last = changes[at + 1..].iter().all(|later| later.key != version.key);
             if !version.is_live() && is_last {
-                self.tombstones.push(Arc::clone(version));
+                self.tombstones.push(VersionRef::clone(version));
             }
         }
     }
@@ -168,14 +172,36 @@ pub(crate) fn database_key_len(version: &Version) -> usize {
 }
 
 /// etcd's database value of a version: a whole `KeyValue`, for a tombstone one with the key only.
-pub(crate) fn database_value(version: &Version, out: &mut Vec<u8>) {
+pub(crate) fn database_value(version: &Version, value: Bytes, out: &mut Vec<u8>) {
     let pair = if version.is_live() {
-        version.to_key_value()
+        version.with_value(value)
     } else {
         pb::KeyValue { key: version.key.to_bytes(), ..Default::default() }
     };
     // A vector has room for everything.
     let _ = pair.encode(out);
+}
+
+/// Values of versions in their order, read ahead in pieces.
+pub(crate) struct ReadAhead<'a> {
+    rest: &'a [VersionRef],
+    values: std::vec::IntoIter<Bytes>,
+}
+
+impl<'a> ReadAhead<'a> {
+    pub(crate) fn new(versions: &'a [VersionRef]) -> Self {
+        Self { rest: versions, values: Vec::new().into_iter() }
+    }
+
+    /// The next value; empty behind the last one.
+    pub(crate) fn next(&mut self) -> Result<Bytes, ValueError> {
+        if self.values.len() == 0 {
+            let (now, later) = self.rest.split_at(values::window(self.rest));
+            self.values = values::read_all(now.iter().map(|version| &**version))?.into_iter();
+            self.rest = later;
+        }
+        Ok(self.values.next().unwrap_or_default())
+    }
 }
 
 /// Length of [`database_value`].
@@ -186,14 +212,12 @@ pub(crate) fn database_value_len(version: &Version) -> usize {
         return bytes(version.key.len());
     }
     let numbers = [version.create_revision, version.mod_revision, version.version, version.lease];
-    bytes(version.key.len()) + bytes(version.value.len()) + numbers.map(number).iter().sum::<usize>()
+    bytes(version.key.len()) + bytes(version.value_len()) + numbers.map(number).iter().sum::<usize>()
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
     use crate::mvcc::Key;
 
@@ -216,7 +240,7 @@ mod tests {
         for version in versions {
             let (mut key, mut data) = (Vec::new(), Vec::new());
             database_key(&version, &mut key);
-            database_value(&version, &mut data);
+            database_value(&version, version.value().unwrap(), &mut data);
             assert_eq!((key.len(), data.len()), (database_key_len(&version), database_value_len(&version)));
             let decoded = pb::KeyValue::decode(data.as_slice()).unwrap();
             assert_eq!(decoded.key, version.key);

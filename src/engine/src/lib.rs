@@ -4,7 +4,8 @@
 //! revisions, history, transactions, watches, leases, compaction, quota and alarms, error codes and texts.
 //!
 //! # How it is built
-//! - [`mvcc`]: the multi-version index, pure. Persistent maps, so a reader has a snapshot and blocks nobody.
+//! - [`mvcc`]: the multi-version index. Persistent maps, so a reader has a snapshot and blocks nobody. Pure but for reading
+//!   values, whose bytes [`values`] finds.
 //! - [`txn`], [`check`], [`quota`]: requests evaluated on it, pure; the rules that a proxy needs too are `core`'s.
 //! - [`lease`]: deadlines, pure; the caller brings the time.
 //! - [`wal`], [`checkpoint`], [`entry`]: what is on disk.
@@ -14,7 +15,7 @@
 //! # Guarantees
 //! - A write is answered, and seen by readers and watchers, only after it is synced to disk.
 //! - After a failed write or sync nothing more is acknowledged; reads go on.
-//! - All data are in memory; the quota bounds them.
+//! - Keys, and what is known of their versions, are in memory; values are in the files, see [`values`].
 
 mod answers;
 mod bolt;
@@ -46,6 +47,9 @@ mod shard;
 mod shared;
 pub mod snapshot;
 pub mod txn;
+pub mod values;
+#[cfg(test)]
+mod values_tests;
 mod verify;
 pub mod wal;
 mod watch;

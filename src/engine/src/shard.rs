@@ -243,6 +243,16 @@ impl Streaming {
                         None => return Some(response),
                     }
                 }
+                Batch::Unreadable { error } => {
+                    self.watcher = None;
+                    return Some(pb::WatchResponse {
+                        header: Some(self.shared.current_header()),
+                        watch_id: self.watch_id,
+                        canceled: true,
+                        cancel_reason: error.message,
+                        ..Default::default()
+                    });
+                }
                 Batch::Compacted { compact_revision } => {
                     self.watcher = None;
                     return Some(compacted(&self.shared, self.watch_id, compact_revision));

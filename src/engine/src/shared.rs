@@ -8,7 +8,9 @@ use std::sync::{
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_shard::Result;
 use tokio::sync::Notify;
+use tonic::Code;
 
 use crate::{
     hash::CompactionHashes,
@@ -47,6 +49,8 @@ pub struct Shared {
     pub(crate) metrics: Metrics,
     /// Fires when the committer has something to look at, and when a lease is to run: see `engine::expire`.
     pub(crate) wake: Notify,
+    /// Whether a value was found damaged since the start.
+    damaged: AtomicBool,
     closed: AtomicBool,
 }
 
@@ -67,8 +71,30 @@ impl Shared {
             hashes: CompactionHashes::default(),
             metrics: Metrics::default(),
             wake: Notify::new(),
+            damaged: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         }
+    }
+
+    /// Passes a result on, and remembers if a value was damaged: the alarm CORRUPT goes up then.
+    pub(crate) fn read<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result
+            && error.code == Code::DataLoss
+        {
+            self.found_damage();
+        }
+        result
+    }
+
+    /// A value is damaged.
+    pub(crate) fn found_damage(&self) {
+        self.damaged.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// Whether a value was found damaged since this was asked last.
+    pub(crate) fn take_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Acquire) && self.damaged.swap(false, Ordering::AcqRel)
     }
 
     /// A full header with this revision.

@@ -8,7 +8,8 @@ use sharded_etcd_shard::Result;
 
 use crate::{
     errors,
-    mvcc::{Changes, Store, Version, WriteTxn},
+    mvcc::{Changes, Store, Version, VersionRef, WriteTxn},
+    values::read_all,
 };
 
 /// An answer and what it changed, if anything.
@@ -18,15 +19,21 @@ pub type Outcome<T> = (T, Option<Changes>);
 pub fn put(store: &mut Store, request: &pb::PutRequest) -> Result<Outcome<pb::PutResponse>> {
     check_put(store, request)?;
     let mut txn = store.write();
-    let response = execute_put(&mut txn, request);
+    let response = execute_put(&mut txn, request)?;
     Ok((response, txn.end()))
 }
 
 /// Deletes a range.
-pub fn delete_range(store: &mut Store, request: &pb::DeleteRangeRequest) -> Outcome<pb::DeleteRangeResponse> {
+///
+/// # Errors
+/// If a value that is asked for cannot be read; nothing is deleted then.
+pub fn delete_range(
+    store: &mut Store,
+    request: &pb::DeleteRangeRequest,
+) -> Result<Outcome<pb::DeleteRangeResponse>> {
     let mut txn = store.write();
-    let response = execute_delete(&mut txn, request);
-    (response, txn.end())
+    let response = execute_delete(&mut txn, request)?;
+    Ok((response, txn.end()))
 }
 
 /// Runs a transaction.
@@ -34,12 +41,43 @@ pub fn delete_range(store: &mut Store, request: &pb::DeleteRangeRequest) -> Outc
 /// As etcd, first decides all compares, nested ones too, on the state before it; then checks the operations of the
 /// branches taken on that state; then executes, where reads see the writes before them.
 pub fn txn(store: &mut Store, request: &pb::TxnRequest) -> Result<Outcome<pb::TxnResponse>> {
-    let path = compare_to_path(store, request);
+    let path = compare_to_path(store, request)?;
     check(store, request, &mut path.iter())?;
+    // A value that cannot be read may be met after a write. Most transactions do only one of the two.
+    let before = may_fail_halfway(request).then(|| store.clone());
     let mut txn = store.write();
-    let mut response = execute(&mut txn, request, &mut path.iter())?;
-    response.header = header(txn.revision());
-    Ok((response, txn.end()))
+    match execute(&mut txn, request, &mut path.iter()) {
+        Ok(mut response) => {
+            response.header = header(txn.revision());
+            Ok((response, txn.end()))
+        }
+        Err(error) => {
+            if let Some(before) = before {
+                *store = before;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Whether an operation that reads a value may come behind one that writes.
+fn may_fail_halfway(request: &pb::TxnRequest) -> bool {
+    let is_mixed = |ops: &[pb::RequestOp]| {
+        ops.len() > 1
+            && ops.iter().any(|op| match &op.request {
+                Some(pb::Request::RequestRange(range)) => !range.count_only,
+                Some(pb::Request::RequestPut(put)) => put.prev_kv || put.ignore_value || put.ignore_lease,
+                Some(pb::Request::RequestDeleteRange(delete)) => delete.prev_kv,
+                Some(pb::Request::RequestTxn(_)) => true,
+                None => false,
+            })
+    };
+    !is_read_only(request) && (is_mixed(&request.success) || is_mixed(&request.failure) || has_inner(request))
+}
+
+fn has_inner(request: &pb::TxnRequest) -> bool {
+    let ops = request.success.iter().chain(&request.failure);
+    ops.into_iter().any(|op| matches!(op.request, Some(pb::Request::RequestTxn(_))))
 }
 
 /// Runs a transaction that has no writes in any branch, on a snapshot.
@@ -63,19 +101,23 @@ fn header(revision: i64) -> Option<pb::ResponseHeader> {
 }
 
 /// Which branch each transaction of the tree takes, in the order in which they are met.
-fn compare_to_path(store: &Store, request: &pb::TxnRequest) -> Vec<bool> {
-    fn walk(store: &Store, request: &pb::TxnRequest, path: &mut Vec<bool>) {
-        let succeeded = request.compare.iter().all(|compare| holds(store, compare));
+fn compare_to_path(store: &Store, request: &pb::TxnRequest) -> Result<Vec<bool>> {
+    fn walk(store: &Store, request: &pb::TxnRequest, path: &mut Vec<bool>) -> Result<()> {
+        let mut succeeded = true;
+        for compare in &request.compare {
+            succeeded = succeeded && holds(store, compare)?;
+        }
         path.push(succeeded);
         for op in branch(request, succeeded) {
             if let Some(pb::Request::RequestTxn(inner)) = &op.request {
-                walk(store, inner, path);
+                walk(store, inner, path)?;
             }
         }
+        Ok(())
     }
     let mut path = Vec::with_capacity(1);
-    walk(store, request, &mut path);
-    path
+    walk(store, request, &mut path)?;
+    Ok(path)
 }
 
 fn branch(request: &pb::TxnRequest, succeeded: bool) -> &[pb::RequestOp] {
@@ -83,24 +125,30 @@ fn branch(request: &pb::TxnRequest, succeeded: bool) -> &[pb::RequestOp] {
 }
 
 /// Whether a compare holds for every key of its range. No key counts as one of zeros, but never for a VALUE.
-fn holds(store: &Store, compare: &pb::Compare) -> bool {
+fn holds(store: &Store, compare: &pb::Compare) -> Result<bool> {
     let target = pb::CompareTarget::try_from(compare.target).ok();
-    store
-        .all(&compare.key, &compare.range_end, |version| holds_for(compare, target, Some(version)))
-        .unwrap_or_else(|| target != Some(pb::CompareTarget::Value) && holds_for(compare, target, None))
+    match store.all(&compare.key, &compare.range_end, |version| holds_for(compare, target, Some(version)))? {
+        Some(holds) => Ok(holds),
+        None if target == Some(pb::CompareTarget::Value) => Ok(false),
+        None => holds_for(compare, target, None),
+    }
 }
 
-fn holds_for(compare: &pb::Compare, target: Option<pb::CompareTarget>, version: Option<&Version>) -> bool {
+fn holds_for(
+    compare: &pb::Compare,
+    target: Option<pb::CompareTarget>,
+    version: Option<&Version>,
+) -> Result<bool> {
     use pb::{CompareTarget, TargetUnion};
     let number = |actual: Option<i64>, wanted: Option<i64>| actual.unwrap_or(0).cmp(&wanted.unwrap_or(0));
     // A target without its operand compares with zero or with the empty value, as in etcd.
     let operand = compare.target_union.as_ref();
     let ordering = match target {
         Some(CompareTarget::Value) => {
-            let actual = version.map_or(&[] as &[u8], |version| &version.value);
+            let actual = version.map(Version::value).transpose()?.unwrap_or_default();
             match operand {
-                Some(TargetUnion::Value(wanted)) => actual.cmp(wanted.as_ref()),
-                _ => actual.cmp(&[]),
+                Some(TargetUnion::Value(wanted)) => actual.cmp(wanted),
+                _ => actual.cmp(&Bytes::new()),
             }
         }
         Some(CompareTarget::Create) => number(
@@ -122,13 +170,13 @@ fn holds_for(compare: &pb::Compare, target: Option<pb::CompareTarget>, version: 
         ),
         None => Ordering::Equal,
     };
-    match pb::CompareResult::try_from(compare.result) {
+    Ok(match pb::CompareResult::try_from(compare.result) {
         Ok(pb::CompareResult::Equal) => ordering == Ordering::Equal,
         Ok(pb::CompareResult::NotEqual) => ordering != Ordering::Equal,
         Ok(pb::CompareResult::Greater) => ordering == Ordering::Greater,
         Ok(pb::CompareResult::Less) => ordering == Ordering::Less,
         Err(_) => true,
-    }
+    })
 }
 
 fn check(store: &Store, request: &pb::TxnRequest, path: &mut std::slice::Iter<'_, bool>) -> Result<()> {
@@ -165,9 +213,9 @@ fn execute(
     for op in ops {
         let response = match &op.request {
             Some(pb::Request::RequestRange(range)) => Some(pb::Response::ResponseRange(txn.range(range)?)),
-            Some(pb::Request::RequestPut(put)) => Some(pb::Response::ResponsePut(execute_put(txn, put))),
+            Some(pb::Request::RequestPut(put)) => Some(pb::Response::ResponsePut(execute_put(txn, put)?)),
             Some(pb::Request::RequestDeleteRange(delete)) => {
-                Some(pb::Response::ResponseDeleteRange(execute_delete(txn, delete)))
+                Some(pb::Response::ResponseDeleteRange(execute_delete(txn, delete)?))
             }
             Some(pb::Request::RequestTxn(inner)) => {
                 Some(pb::Response::ResponseTxn(execute(txn, inner, path)?))
@@ -180,7 +228,7 @@ fn execute(
     Ok(pb::TxnResponse { header: Some(pb::ResponseHeader::default()), succeeded, responses })
 }
 
-fn execute_put(txn: &mut WriteTxn<'_>, request: &pb::PutRequest) -> pb::PutResponse {
+fn execute_put(txn: &mut WriteTxn<'_>, request: &pb::PutRequest) -> Result<pb::PutResponse> {
     let previous = if request.prev_kv || request.ignore_value || request.ignore_lease {
         txn.store().get(&request.key).cloned()
     } else {
@@ -188,20 +236,28 @@ fn execute_put(txn: &mut WriteTxn<'_>, request: &pb::PutRequest) -> pb::PutRespo
     };
     // `check_put` saw the key. If a nested transaction before this one deleted it, etcd crashes; here what is to be
     // kept is empty.
-    let (kept_value, kept_lease) =
-        previous.as_ref().map_or((Bytes::new(), 0), |version| (version.value.clone(), version.lease));
-    let value = if request.ignore_value { &kept_value } else { &request.value };
+    let kept = match &previous {
+        Some(version) if request.prev_kv || request.ignore_value => version.value()?,
+        _ => Bytes::new(),
+    };
+    let value = if request.ignore_value { &kept } else { &request.value };
+    let kept_lease = previous.as_ref().map_or(0, |version| version.lease);
     let lease = if request.ignore_lease { kept_lease } else { request.lease };
     let revision = txn.put(&request.key, value, lease);
-    let prev_kv = if request.prev_kv { previous.map(|version| version.to_key_value()) } else { None };
-    pb::PutResponse { header: header(revision), prev_kv }
+    let prev_kv = if request.prev_kv { previous.map(|version| version.with_value(kept)) } else { None };
+    Ok(pb::PutResponse { header: header(revision), prev_kv })
 }
 
-fn execute_delete(txn: &mut WriteTxn<'_>, request: &pb::DeleteRangeRequest) -> pb::DeleteRangeResponse {
-    let mut prev_kvs = Vec::new();
+fn execute_delete(
+    txn: &mut WriteTxn<'_>,
+    request: &pb::DeleteRangeRequest,
+) -> Result<pb::DeleteRangeResponse> {
+    let mut doomed = Vec::new();
     if request.prev_kv {
-        txn.visit(&request.key, &request.range_end, |version| prev_kvs.push(version.to_key_value()));
+        txn.visit(&request.key, &request.range_end, |version| doomed.push(VersionRef::clone(version)));
     }
+    let values = read_all(doomed.iter().map(|version| &**version))?;
+    let prev_kvs = doomed.iter().zip(values).map(|(version, value)| version.with_value(value)).collect();
     let (deleted, revision) = txn.delete_range(&request.key, &request.range_end);
-    pb::DeleteRangeResponse { header: header(revision), deleted, prev_kvs }
+    Ok(pb::DeleteRangeResponse { header: header(revision), deleted, prev_kvs })
 }

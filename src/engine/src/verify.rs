@@ -1,14 +1,16 @@
 //! Looking at a data directory without changing it: every checksum, and what the files hold.
 
-use std::path::{Path, PathBuf};
-
-use bytes::Bytes;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{
     EngineError, checkpoint,
     committer::explain,
     disk::Disk,
     entry, identity,
+    values::ValueFile,
     wal::{self, WalError},
 };
 
@@ -61,7 +63,7 @@ pub(crate) fn verify_on(disk: &Disk, dir: &Path) -> Result<Contents, Vec<String>
         Err(error) => {
             // Without its state the records cannot be applied; their checksums can be looked at all the same.
             let mut trouble = vec![explain(&error)];
-            let ignore = |_: Bytes, _: &Path, _: u64| Ok(());
+            let ignore = |_: &[u8], _: &Arc<ValueFile>, _: u64| Ok(());
             // The newest segment may end anywhere after a checkpoint that cannot be read.
             if let Err(error) = first_sequence(disk, dir).and_then(|first| {
                 wal::verify(disk, dir, identity.cluster_id, first.saturating_sub(1).into(), ignore).map(drop)
@@ -71,12 +73,18 @@ pub(crate) fn verify_on(disk: &Disk, dir: &Path) -> Result<Contents, Vec<String>
             return Err(trouble);
         }
     };
-    let recovered =
-        wal::verify(disk, dir, identity.cluster_id, loaded.last, |record: Bytes, path, offset| {
-            entry::replay(&record, &mut loaded.store, |changes| loaded.log.push(changes))
-                .map_err(|source| EngineError::Replay { path: path.to_owned(), offset, source })
-        })
-        .map_err(one)?;
+    let recovered = wal::verify(
+        disk,
+        dir,
+        identity.cluster_id,
+        loaded.last,
+        |record: &[u8], file: &Arc<ValueFile>, offset| {
+            let origin = Some((file, offset));
+            entry::replay_from(record, origin, &mut loaded.store, |changes| loaded.log.push(changes))
+                .map_err(|source| EngineError::Replay { path: file.path().to_owned(), offset, source })
+        },
+    )
+    .map_err(one)?;
     if recovered.segments.is_empty() && (identity.has_log || loaded.last.sequence > 0) {
         return Err(one(EngineError::LogMissing { dir: dir.to_owned() }));
     }

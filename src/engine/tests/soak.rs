@@ -11,7 +11,8 @@ const DISK_MAX: f64 = 200.0;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_operations_with_compaction_keep_memory_and_disk_flat() {
-    let operations = std::env::var("SOAK_OPERATIONS").map_or(600_000, |text| text.parse().expect("a number"));
+    let operations =
+        std::env::var("SOAK_OPERATIONS").map_or(1_000_000, |text| text.parse().expect("a number"));
     let seed = rand::random();
     println!("{operations} operations, seed {seed}");
     let dir = tempfile::tempdir().expect("a directory");

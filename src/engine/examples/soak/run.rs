@@ -14,9 +14,9 @@ use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Shard;
 
 /// Tasks that write; each has keys of its own, so it knows what they must hold.
-const WRITERS: usize = 128;
+const WRITERS: usize = 256;
 /// Of each writer, at most: a short run has fewer, so that each is written many times.
-const KEYS_MAX: u64 = 1000;
+const KEYS_MAX: u64 = 500;
 const VALUE_BYTES: usize = 256;
 /// Operations between two compactions at most.
 const COMPACT_EVERY_MAX: u64 = 100_000;

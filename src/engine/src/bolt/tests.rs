@@ -25,7 +25,7 @@ fn bytes(layout: &Layout) -> Vec<u8> {
             // Each page knows its place.
             assert_eq!(pages[..8], (file.len() as u64 / PAGE_BYTES as u64).to_le_bytes());
             file.extend_from_slice(pages);
-            Ok::<_, ()>(())
+            Ok::<_, crate::values::ValueError>(())
         })
         .unwrap();
     assert_eq!(file.len() as u64, layout.bytes());

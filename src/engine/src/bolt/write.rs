@@ -9,6 +9,7 @@ use super::{
     BRANCH, BUCKET_BYTES, ELEMENT_BYTES, FREELIST, HEADER_BYTES, IS_BUCKET, LEAF, MAGIC, META, META_BYTES,
     VERSION,
 };
+use crate::values::ValueError;
 
 /// The page size of the file, that of most systems.
 pub(crate) const PAGE_BYTES: usize = 4096;
@@ -30,7 +31,7 @@ pub(crate) trait Pairs: Send {
     /// Appends a key.
     fn key(&self, at: usize, out: &mut Vec<u8>);
     /// Appends a value.
-    fn value(&self, at: usize, out: &mut Vec<u8>);
+    fn value(&self, at: usize, out: &mut Vec<u8>) -> Result<(), ValueError>;
 }
 
 /// A few pairs in memory.
@@ -58,8 +59,9 @@ impl Pairs for SmallPairs {
         out.extend_from_slice(&self.0[at].0);
     }
 
-    fn value(&self, at: usize, out: &mut Vec<u8>) {
+    fn value(&self, at: usize, out: &mut Vec<u8>) -> Result<(), ValueError> {
         out.extend_from_slice(&self.0[at].1);
+        Ok(())
     }
 }
 
@@ -157,8 +159,11 @@ impl Layout {
     }
 
     /// Hands out the file from its begin to its end, a page or several that belong together at a time, until `each`
-    /// fails.
-    pub(crate) fn write<E>(&self, mut each: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    /// fails, or a value cannot be read.
+    pub(crate) fn write<E: From<ValueError>>(
+        &self,
+        mut each: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         // Either meta page would do; bbolt takes the one with the later transaction.
         each(&self.meta(0, 2))?;
         each(&self.meta(1, 1))?;
@@ -172,7 +177,7 @@ impl Layout {
                     let count = below.map_or(pairs.count(), <[Place]>::len);
                     let end = level.get(at + 1).map_or(count, |next| next.first);
                     let made = match below {
-                        None => leaf(place.page, pairs, place.first..end),
+                        None => leaf(place.page, pairs, place.first..end)?,
                         Some(below) => {
                             let key = |at, out: &mut Vec<u8>| {
                                 pairs.key(first_pair(&tree.levels[..height], at), out);
@@ -213,15 +218,15 @@ impl Layout {
     }
 }
 
-fn leaf(id: u64, pairs: &dyn Pairs, range: std::ops::Range<usize>) -> Vec<u8> {
+fn leaf(id: u64, pairs: &dyn Pairs, range: std::ops::Range<usize>) -> Result<Vec<u8>, ValueError> {
     let mut elements = Elements::new(range.len());
     for at in range {
         let (key, value) = pairs.lens(at);
         elements.leaf(0, key, value);
         pairs.key(at, &mut elements.data);
-        pairs.value(at, &mut elements.data);
+        pairs.value(at, &mut elements.data)?;
     }
-    elements.page(id, LEAF)
+    Ok(elements.page(id, LEAF))
 }
 
 fn branch(

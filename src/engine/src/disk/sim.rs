@@ -35,6 +35,8 @@ struct State {
     /// Changes of names that were not synced.
     pending: Vec<NameChange>,
     files: BTreeMap<u64, Contents>,
+    /// How many handles a file has: it is there for them also under no name.
+    handles: BTreeMap<u64, usize>,
     next_file: u64,
 }
 
@@ -129,10 +131,10 @@ impl State {
 
     /// Forgets files that have no name any more, now and after a loss of power.
     fn forget_removed(&mut self) {
-        let Self { files, names, stable_names, pending, .. } = self;
+        let Self { files, names, stable_names, pending, handles, .. } = self;
         if pending.is_empty() && files.len() > names.len() {
             let named: BTreeSet<u64> = names.values().chain(stable_names.values()).copied().collect();
-            files.retain(|file, _| named.contains(file));
+            files.retain(|file, _| named.contains(file) || handles.contains_key(file));
         }
     }
 
@@ -156,6 +158,7 @@ impl SimDisk {
             stable_names: BTreeMap::new(),
             pending: Vec::new(),
             files: BTreeMap::new(),
+            handles: BTreeMap::new(),
             next_file: 0,
         })))
     }
@@ -227,7 +230,7 @@ impl SimDisk {
 
     pub fn open(self: &Arc<Self>, path: &Path) -> io::Result<SimFile> {
         let file = self.0.lock().file(path)?;
-        Ok(SimFile { disk: Arc::clone(self), file, position: 0 })
+        Ok(self.handle(file))
     }
 
     pub fn create(self: &Arc<Self>, path: &Path) -> io::Result<SimFile> {
@@ -250,7 +253,13 @@ impl SimDisk {
                 file
             }
         };
-        Ok(SimFile { disk: Arc::clone(self), file, position: 0 })
+        drop(state);
+        Ok(self.handle(file))
+    }
+
+    fn handle(self: &Arc<Self>, file: u64) -> SimFile {
+        *self.0.lock().handles.entry(file).or_default() += 1;
+        SimFile { disk: Arc::clone(self), file, position: 0 }
     }
 
     pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -293,6 +302,18 @@ pub struct SimFile {
     disk: Arc<SimDisk>,
     file: u64,
     position: usize,
+}
+
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        let mut state = self.disk.0.lock();
+        if let Some(count) = state.handles.get_mut(&self.file) {
+            *count -= 1;
+            if *count == 0 {
+                state.handles.remove(&self.file);
+            }
+        }
+    }
 }
 
 impl SimFile {

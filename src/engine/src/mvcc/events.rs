@@ -1,8 +1,11 @@
 //! History in revision order, for watchers.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
-use super::Version;
+use super::VersionRef;
 
 /// The revision of the first write: an empty store is at revision 1.
 pub const FIRST_EVENT_REVISION: i64 = 2;
@@ -11,14 +14,14 @@ pub const FIRST_EVENT_REVISION: i64 = 2;
 #[derive(Debug, Clone)]
 pub enum Changes {
     /// The common case, without a second allocation.
-    One(Arc<Version>),
+    One(VersionRef),
     /// Any other number; none for a revision whose changes were all superseded before a restart.
-    Many(Arc<[Arc<Version>]>),
+    Many(Arc<[VersionRef]>),
 }
 
 impl Changes {
     /// The changes as a slice.
-    pub fn as_slice(&self) -> &[Arc<Version>] {
+    pub fn as_slice(&self) -> &[VersionRef] {
         match self {
             Changes::One(version) => std::slice::from_ref(version),
             Changes::Many(versions) => versions,
@@ -26,8 +29,8 @@ impl Changes {
     }
 }
 
-impl From<Vec<Arc<Version>>> for Changes {
-    fn from(mut versions: Vec<Arc<Version>>) -> Self {
+impl From<Vec<VersionRef>> for Changes {
+    fn from(mut versions: Vec<VersionRef>) -> Self {
         match (versions.len(), versions.pop()) {
             (1, Some(only)) => Changes::One(only),
             (_, last) => {
@@ -42,13 +45,15 @@ impl From<Vec<Arc<Version>>> for Changes {
 #[derive(Debug)]
 pub struct EventLog {
     first_revision: i64,
-    entries: VecDeque<Changes>,
+    /// None for a revision that is in `others`: most have one change, and a place for each.
+    entries: VecDeque<Option<VersionRef>>,
+    others: BTreeMap<i64, Arc<[VersionRef]>>,
 }
 
 impl EventLog {
     /// An empty log whose next entry is `first_revision`.
     pub fn new(first_revision: i64) -> Self {
-        Self { first_revision, entries: VecDeque::new() }
+        Self { first_revision, entries: VecDeque::new(), others: BTreeMap::new() }
     }
 
     /// The oldest revision here; the next one to come when the log is empty.
@@ -63,21 +68,38 @@ impl EventLog {
 
     /// Appends the changes of the next revision.
     pub fn push(&mut self, changes: Changes) {
-        self.entries.push_back(changes);
+        match changes {
+            Changes::One(version) => self.entries.push_back(Some(version)),
+            Changes::Many(versions) => {
+                self.entries.push_back(None);
+                if !versions.is_empty() {
+                    self.others.insert(self.last_revision(), versions);
+                }
+            }
+        }
     }
 
-    /// The changes of one revision, if the log has it.
-    pub fn get(&self, revision: i64) -> Option<&Changes> {
+    /// The changes of one revision in their order, if the log has it.
+    pub fn get(&self, revision: i64) -> Option<&[VersionRef]> {
         let index = usize::try_from(revision.checked_sub(self.first_revision)?).ok()?;
-        self.entries.get(index)
+        Some(match self.entries.get(index)? {
+            Some(version) => std::slice::from_ref(version),
+            None => self.others.get(&revision).map_or(&[], |versions| versions),
+        })
     }
 
     /// Takes at most `limit` entries with revisions below `revision` off the front.
     pub fn trim(&mut self, revision: i64, limit: usize) -> Vec<Changes> {
         let below = usize::try_from(revision.saturating_sub(self.first_revision)).unwrap_or(0);
         let count = below.min(limit).min(self.entries.len());
+        let first = self.first_revision;
         self.first_revision += count as i64;
-        let trimmed = self.entries.drain(..count).collect();
+        let others = &mut self.others;
+        let trimmed = (first..).zip(self.entries.drain(..count)).map(|(revision, entry)| match entry {
+            Some(version) => Changes::One(version),
+            None => Changes::Many(others.remove(&revision).unwrap_or_default()),
+        });
+        let trimmed = trimmed.collect();
         // A burst of history must not pin its slots for ever.
         if self.entries.capacity() > 1024 && self.entries.len() < self.entries.capacity() / 8 {
             self.entries.shrink_to(self.entries.len() * 2);

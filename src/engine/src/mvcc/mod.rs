@@ -1,10 +1,11 @@
-//! The multi-version index: what is stored, without any IO.
+//! The multi-version index: what is stored. No IO but the reading of values, see [`crate::values`].
 //!
 //! [`Store`] is a persistent (copy-on-write) map: a clone costs a few reference counts, so readers work on a snapshot
 //! while the one writer goes on. Each key points at its newest [`Version`], and each version at the one before it.
 //! [`EventLog`] keeps the same versions in revision order for watchers.
 
 mod events;
+mod index;
 mod key;
 mod key_range;
 mod scan;
@@ -20,5 +21,5 @@ pub use key::Key;
 pub use key_range::KeyRange;
 pub use scan::RangeScan;
 pub use store::{Alarm, Lease, Restore, Store};
-pub use version::{StoredVersion, VERSION_OVERHEAD_BYTES, Version};
+pub use version::{StoredVersion, VERSION_OVERHEAD_BYTES, Version, VersionRef};
 pub use write::WriteTxn;

@@ -134,10 +134,10 @@ impl Subject {
     fn collect(&mut self, slice: usize) {
         let target = self.store.compact_revision();
         for changes in self.log.trim(target, slice) {
-            self.store.collect(&changes);
+            self.store.collect(changes.as_slice());
         }
         if self.log.first_revision() >= target
-            && let Some(changes) = self.log.get(target).cloned()
+            && let Some(changes) = self.log.get(target).map(<[_]>::to_vec)
         {
             self.store.collect(&changes);
         }
@@ -177,7 +177,7 @@ fn run(ops: &[Op]) -> (Subject, Model) {
                     range_end: e.clone().into(),
                     prev_kv: true,
                 };
-                let (response, changes) = txn::delete_range(&mut subject.store, &request);
+                let (response, changes) = txn::delete_range(&mut subject.store, &request).unwrap();
                 let mut rows = model.now().clone();
                 rows.retain(|key, _| !Model::in_range(key, &k, &e));
                 let deleted = model.now().len() - rows.len();
@@ -283,10 +283,10 @@ fn compare(store: &Store, log: &EventLog, model: &Model) {
     // The history of every readable revision turns one state into the next.
     for revision in model.compacted.max(1) + 1..=model.revision() {
         let mut rows = model.states[revision as usize - 1].clone();
-        for version in log.get(revision).unwrap().as_slice() {
+        for version in log.get(revision).unwrap() {
             assert_eq!(version.mod_revision, revision);
             if version.is_live() {
-                Model::put(&mut rows, revision, &version.key, &version.value, version.lease);
+                Model::put(&mut rows, revision, &version.key, &version.value().unwrap(), version.lease);
                 assert_eq!(rows[version.key.as_ref()].version, version.version);
             } else {
                 assert!(rows.remove(version.key.as_ref()).is_some());
@@ -368,7 +368,7 @@ fn a_snapshot_does_not_change() {
     write.put(b"a", b"2", 0);
     write.put(b"b", b"2", 0);
     write.end();
-    assert_eq!(snapshot.get(b"a").unwrap().value, "1");
+    assert_eq!(snapshot.get(b"a").unwrap().value().unwrap(), "1");
     assert!(snapshot.get(b"b").is_none());
     assert_eq!(snapshot.revision(), 2);
 }

@@ -2,12 +2,16 @@
 
 use std::ops::Bound;
 
+use bytes::Bytes;
 use sharded_etcd_core::translate::{finish_range, keys_needed};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
 
-use super::{Key, Store, Version, key_range::bounds};
-use crate::errors;
+use super::{Key, Store, VersionRef, key_range::bounds, store::live_at};
+use crate::{errors, values::read_all};
+
+/// Bytes of values that one step reads, about.
+const STEP_BYTES_MAX: usize = 4 << 20;
 
 /// A Range under way on one snapshot: large ones are walked in slices between which others have their turn.
 #[derive(Debug)]
@@ -44,13 +48,37 @@ impl RangeScan {
         self.revision
     }
 
-    /// Looks at up to `keys_max` keys, always of the same store. True when the range is done.
-    pub fn step(&mut self, store: &Store, keys_max: usize) -> bool {
+    /// Looks at up to `keys_max` keys, always of the same store, and reads their values: fewer if they are large. True when
+    /// the range is done.
+    ///
+    /// # Errors
+    /// If a value cannot be read.
+    pub fn step(&mut self, store: &Store, keys_max: usize) -> Result<bool> {
+        let mut found = Vec::new();
+        let is_done = self.walk(store, keys_max, &mut found);
+        if self.needs_values() {
+            let values = read_all(found.iter().map(|version| &**version))?;
+            let with_values = found.iter().zip(values).map(|(version, value)| version.with_value(value));
+            self.kvs.extend(with_values);
+        } else {
+            // etcd answers keys-only from its index, which does not know leases.
+            let without =
+                found.iter().map(|version| pb::KeyValue { lease: 0, ..version.with_value(Bytes::new()) });
+            self.kvs.extend(without);
+        }
+        Ok(is_done)
+    }
+
+    fn needs_values(&self) -> bool {
+        !self.request.keys_only || self.request.sort_target == pb::SortTarget::Value as i32
+    }
+
+    fn walk(&mut self, store: &Store, keys_max: usize, found: &mut Vec<VersionRef>) -> bool {
         if self.request.range_end.is_empty() {
-            if let Some(found) =
-                store.index.get(self.request.key.as_ref()).and_then(|slot| slot.live_at(self.revision))
+            if let Some(live) =
+                store.index.get(&self.request.key).and_then(|head| live_at(head, self.revision))
             {
-                self.take(&found);
+                self.take(&live, found);
             }
             return true;
         }
@@ -61,29 +89,28 @@ impl RangeScan {
         if let Some(resume) = &resume {
             start = Bound::Included(resume.as_ref());
         }
-        for (looked_at, (key, slot)) in store.index.range::<_, [u8]>((start, end)).enumerate() {
-            if looked_at == keys_max {
+        let mut bytes = 0;
+        for (looked_at, (key, head)) in store.index.range((start, end)).enumerate() {
+            if looked_at == keys_max || bytes > STEP_BYTES_MAX {
                 self.resume = Some(key.clone());
                 return false;
             }
-            if let Some(found) = slot.live_at(self.revision) {
-                self.take(&found);
+            if let Some(live) = live_at(head, self.revision) {
+                bytes += self.take(&live, found);
             }
         }
         true
     }
 
-    fn take(&mut self, version: &Version) {
+    /// Returns how many bytes of values are to be read for it.
+    fn take(&mut self, version: &VersionRef, found: &mut Vec<VersionRef>) -> usize {
         // All keys are counted, also those behind the limit.
         self.count += 1;
-        if self.kvs.len() < self.kvs_max {
-            let mut kv = version.to_key_value();
-            // etcd answers keys-only from its index, which does not know leases.
-            if self.request.keys_only && self.request.sort_target != pb::SortTarget::Value as i32 {
-                kv.lease = 0;
-            }
-            self.kvs.push(kv);
+        if self.kvs.len() + found.len() >= self.kvs_max {
+            return 0;
         }
+        found.push(VersionRef::clone(version));
+        if self.needs_values() { version.value_len() } else { 0 }
     }
 
     /// The answer, with the newest revision in the header and nothing else there.

@@ -2,52 +2,34 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use bytes::Bytes;
 use imbl::{OrdMap, OrdSet};
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
 
-use super::{EventLog, FIRST_EVENT_REVISION, Key, RangeScan, Version, key_range::bounds, write::WriteTxn};
+use super::{
+    EventLog, FIRST_EVENT_REVISION, Key, RangeScan, Version, VersionRef, index::Index, key_range::bounds,
+    write::WriteTxn,
+};
 use crate::errors;
 
-/// Where the index points at for one key.
-#[derive(Debug, Clone)]
-pub(super) struct Slot {
-    /// The newest mod revision, negative when that version is a tombstone: a count at the newest revision then
-    /// needs no look at the version itself.
-    stamp: i64,
-    pub(super) head: Arc<Version>,
-}
-
-impl Slot {
-    pub(super) fn new(head: Arc<Version>) -> Self {
-        let stamp = if head.is_live() { head.mod_revision } else { -head.mod_revision };
-        Self { stamp, head }
+/// The live version at `revision` of a key whose newest version is `head`.
+pub(super) fn live_at(head: &VersionRef, revision: i64) -> Option<Found<'_>> {
+    if head.mod_revision <= revision {
+        return head.is_live().then_some(Found::Head(head));
     }
-
-    pub(super) fn is_live(&self) -> bool {
-        self.stamp > 0
-    }
-
-    /// The live version at `revision`.
-    pub(super) fn live_at(&self, revision: i64) -> Option<Found<'_>> {
-        if self.stamp.abs() <= revision {
-            return self.is_live().then_some(Found::Head(&self.head));
-        }
-        self.head.at(revision).filter(|version| version.is_live()).map(Found::Old)
-    }
+    Version::at(head, revision).filter(|version| version.is_live()).map(Found::Old)
 }
 
 /// A version that is the newest one of its key, or an older one.
 pub(super) enum Found<'a> {
-    Head(&'a Arc<Version>),
-    Old(Arc<Version>),
+    Head(&'a VersionRef),
+    Old(VersionRef),
 }
 
 impl std::ops::Deref for Found<'_> {
-    type Target = Arc<Version>;
+    type Target = VersionRef;
 
-    fn deref(&self) -> &Arc<Version> {
+    fn deref(&self) -> &VersionRef {
         match self {
             Found::Head(version) => version,
             Found::Old(version) => version,
@@ -78,7 +60,7 @@ pub struct Alarm {
 /// Keys, leases and alarms at one revision. Cloning is cheap and gives an independent snapshot.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pub(super) index: OrdMap<Key, Slot>,
+    pub(super) index: Index,
     pub(super) leases: OrdMap<i64, Lease>,
     pub(super) alarms: Arc<BTreeSet<Alarm>>,
     pub(super) revision: i64,
@@ -91,7 +73,7 @@ pub struct Store {
 impl Default for Store {
     fn default() -> Self {
         Self {
-            index: OrdMap::new(),
+            index: Index::default(),
             leases: OrdMap::new(),
             alarms: Arc::default(),
             // etcd's empty store is at revision 1 and compacted at -1, so that Compact(0) passes.
@@ -179,13 +161,13 @@ impl Store {
     /// Answers a Range for a reader whose newest revision is `newest`: inside a Txn that wrote already, one more.
     pub(super) fn range_at(&self, request: &pb::RangeRequest, newest: i64) -> Result<pb::RangeResponse> {
         let mut scan = RangeScan::new(self, request.clone(), newest)?;
-        scan.step(self, usize::MAX);
+        while !scan.step(self, usize::MAX)? {}
         Ok(scan.finish())
     }
 
     /// The newest live version of a key, at the newest revision.
-    pub fn get(&self, key: &[u8]) -> Option<&Arc<Version>> {
-        self.index.get(key).filter(|slot| slot.is_live()).map(|slot| &slot.head)
+    pub fn get(&self, key: &[u8]) -> Option<&VersionRef> {
+        self.index.get(key).filter(|head| head.is_live())
     }
 
     /// Number of keys in a range at a revision.
@@ -201,37 +183,43 @@ impl Store {
         key: &[u8],
         range_end: &[u8],
         revision: i64,
-        mut each: impl FnMut(&Arc<Version>),
+        mut each: impl FnMut(&VersionRef),
     ) {
         if range_end.is_empty() {
-            if let Some(found) = self.index.get(key).and_then(|slot| slot.live_at(revision)) {
+            if let Some(found) = self.index.get(key).and_then(|head| live_at(head, revision)) {
                 each(&found);
             }
             return;
         }
         let Some(bounds) = bounds(key, range_end) else { return };
-        for (_, slot) in self.index.range::<_, [u8]>(bounds) {
-            if let Some(found) = slot.live_at(revision) {
+        for (_, head) in self.index.range(bounds) {
+            if let Some(found) = live_at(head, revision) {
                 each(&found);
             }
         }
     }
 
     /// Whether every live key of a range, at the newest revision, satisfies `holds`; `None` when there is no key.
-    pub fn all(&self, key: &[u8], range_end: &[u8], mut holds: impl FnMut(&Version) -> bool) -> Option<bool> {
+    pub fn all(
+        &self,
+        key: &[u8],
+        range_end: &[u8],
+        mut holds: impl FnMut(&Version) -> Result<bool>,
+    ) -> Result<Option<bool>> {
         if range_end.is_empty() {
-            return self.get(key).map(|version| holds(version));
+            return self.get(key).map(|version| holds(version)).transpose();
         }
+        let Some(bounds) = bounds(key, range_end) else { return Ok(None) };
         let mut any = false;
-        for (_, slot) in self.index.range::<_, [u8]>(bounds(key, range_end)?) {
-            if slot.is_live() {
+        for (_, head) in self.index.range(bounds) {
+            if head.is_live() {
                 any = true;
-                if !holds(&slot.head) {
-                    return Some(false);
+                if !holds(head)? {
+                    return Ok(Some(false));
                 }
             }
         }
-        any.then_some(true)
+        Ok(any.then_some(true))
     }
 
     /// Begins a write. Nothing is written before [`WriteTxn::end`] but what the transaction did is in the store.
@@ -308,11 +296,11 @@ impl Store {
     /// also after a restart.
     ///
     /// Returns the cut-off chains; dropping them may take long.
-    pub fn collect(&mut self, changes: &Changes) -> Vec<Arc<Version>> {
+    pub fn collect(&mut self, changes: &[VersionRef]) -> Vec<VersionRef> {
         let mut garbage = Vec::new();
-        for version in changes.as_slice() {
+        for version in changes {
             if let Some(older) = version.cut() {
-                let mut next = Some(Arc::clone(&older));
+                let mut next = Some(VersionRef::clone(&older));
                 while let Some(dropped) = next {
                     self.size_in_use = self.size_in_use.saturating_sub(dropped.size());
                     next = dropped.previous();
@@ -321,9 +309,9 @@ impl Store {
             }
             if !version.is_live()
                 && version.mod_revision < self.compact_revision
-                && self.index.get(&*version.key).is_some_and(|slot| Arc::ptr_eq(&slot.head, version))
+                && self.index.get(&version.key).is_some_and(|head| VersionRef::ptr_eq(head, version))
             {
-                self.index.remove(&*version.key);
+                self.index.remove(&version.key);
                 self.size_in_use = self.size_in_use.saturating_sub(version.size());
             }
         }
@@ -331,18 +319,16 @@ impl Store {
     }
 
     /// Every key with all its versions, newest first, in key order: what a checkpoint stores.
-    pub fn chains(&self) -> impl Iterator<Item = (&Key, &Arc<Version>)> {
-        self.index.iter().map(|(key, slot)| (key, &slot.head))
+    pub fn chains(&self) -> impl Iterator<Item = (&Key, &VersionRef)> {
+        self.index.iter()
     }
 }
-
-use super::Changes;
 
 /// Builds a store from a checkpoint.
 #[derive(Debug, Default)]
 pub struct Restore {
     store: Store,
-    history: Vec<Arc<Version>>,
+    history: Vec<VersionRef>,
 }
 
 impl Restore {
@@ -366,29 +352,29 @@ impl Restore {
     }
 
     /// Adds versions of a key, oldest first; newer ones of the same key may follow.
-    pub fn chain(&mut self, key: Bytes, versions: Vec<super::version::StoredVersion>) {
-        let mut head = self.store.index.get(&*key).map(|slot| Arc::clone(&slot.head));
-        let key = head.as_ref().map_or_else(|| Key::from(&*key), |head| head.key.clone());
+    pub fn chain(&mut self, key: &[u8], versions: Vec<super::version::StoredVersion>) {
+        let mut head = self.store.index.get(key).cloned();
+        let key = head.as_ref().map_or_else(|| Key::from(key), |head| head.key.clone());
         for fields in versions {
-            let version = Arc::new(Version::restored(key.clone(), fields, head.take()));
+            let version = VersionRef::new(Version::restored(key.clone(), fields, head.take()));
             self.store.size_in_use += version.size();
             if version.mod_revision >= self.store.compact_revision {
-                self.history.push(Arc::clone(&version));
+                self.history.push(VersionRef::clone(&version));
             }
             head = Some(version);
         }
         if let Some(head) = head {
-            self.store.index.insert(key, Slot::new(head));
+            self.store.index.insert(key, head);
         }
     }
 
     /// The store and its history from the compaction on.
     pub fn finish(mut self) -> (Store, EventLog) {
         self.store.size = self.store.size_in_use;
-        for (key, slot) in &self.store.index {
-            if slot.is_live()
-                && slot.head.lease != 0
-                && let Some(lease) = self.store.leases.get_mut(&slot.head.lease)
+        for (key, head) in self.store.index.iter() {
+            if head.is_live()
+                && head.lease != 0
+                && let Some(lease) = self.store.leases.get_mut(&head.lease)
             {
                 lease.keys.insert(key.clone());
             }

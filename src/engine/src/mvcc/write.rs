@@ -1,22 +1,18 @@
 //! One write transaction on the store.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
 
-use super::{
-    Changes, Key, Store, Version,
-    store::{Lease, Slot},
-};
+use super::{Changes, Key, Store, Version, VersionRef, store::Lease};
+use crate::values::Value;
 
 /// Writes of one revision: all changes share the main revision, `sub` orders them.
 pub struct WriteTxn<'a> {
     store: &'a mut Store,
     /// The store's revision at the begin; what is written gets the next one.
     begin: i64,
-    changes: Vec<Arc<Version>>,
+    changes: Vec<VersionRef>,
 }
 
 impl<'a> WriteTxn<'a> {
@@ -41,7 +37,7 @@ impl<'a> WriteTxn<'a> {
     }
 
     /// Calls `each` for every key of a range as the transaction sees it, in key order.
-    pub fn visit(&self, key: &[u8], range_end: &[u8], each: impl FnMut(&Arc<Version>)) {
+    pub fn visit(&self, key: &[u8], range_end: &[u8], each: impl FnMut(&VersionRef)) {
         self.store.visit(key, range_end, self.revision(), each);
     }
 
@@ -49,28 +45,31 @@ impl<'a> WriteTxn<'a> {
     ///
     /// Key and value are copied: what a request brings are slices of a network buffer many times their size.
     pub fn put(&mut self, key: &[u8], value: &[u8], lease: i64) -> i64 {
+        self.put_value(key, Bytes::copy_from_slice(value).into(), lease)
+    }
+
+    /// Like [`Self::put`] with a value that is somewhere already.
+    pub(crate) fn put_value(&mut self, key: &[u8], value: Value, lease: i64) -> i64 {
         let stamp = (self.begin + 1, self.changes.len() as u32);
-        let value = Bytes::copy_from_slice(value);
         let (version, old_lease) = match self.store.index.get_mut(key) {
-            Some(slot) => {
-                let head = &slot.head;
-                let live = slot.is_live().then_some((head.create_revision, head.version));
+            Some(head) => {
+                let live = head.is_live().then_some((head.create_revision, head.version));
                 let old_lease = head.lease;
-                let version = Arc::new(Version::put(
+                let version = VersionRef::new(Version::put(
                     head.key.clone(),
                     value,
                     lease,
                     stamp,
                     live,
-                    Some(Arc::clone(head)),
+                    Some(VersionRef::clone(head)),
                 ));
-                *slot = Slot::new(Arc::clone(&version));
+                *head = VersionRef::clone(&version);
                 (version, old_lease)
             }
             None => {
                 let key = Key::from(key);
-                let version = Arc::new(Version::put(key.clone(), value, lease, stamp, None, None));
-                self.store.index.insert(key, Slot::new(Arc::clone(&version)));
+                let version = VersionRef::new(Version::put(key.clone(), value, lease, stamp, None, None));
+                self.store.index.insert(key, VersionRef::clone(&version));
                 (version, 0)
             }
         };
@@ -89,7 +88,7 @@ impl<'a> WriteTxn<'a> {
     /// Deletes the keys of a range; returns how many, and the revision for the answer's header.
     pub fn delete_range(&mut self, key: &[u8], range_end: &[u8]) -> (i64, i64) {
         let mut doomed = Vec::new();
-        self.store.visit(key, range_end, self.revision(), |version| doomed.push(Arc::clone(version)));
+        self.store.visit(key, range_end, self.revision(), |version| doomed.push(VersionRef::clone(version)));
         let deleted = doomed.len() as i64;
         for version in doomed {
             self.delete(version);
@@ -97,13 +96,13 @@ impl<'a> WriteTxn<'a> {
         (deleted, self.revision())
     }
 
-    fn delete(&mut self, head: Arc<Version>) {
+    fn delete(&mut self, head: VersionRef) {
         let stamp = (self.begin + 1, self.changes.len() as u32);
         let key = head.key.clone();
         self.detach(head.lease, &key);
-        let tombstone = Arc::new(Version::delete(key, stamp, Some(head)));
-        if let Some(slot) = self.store.index.get_mut(&*tombstone.key) {
-            *slot = Slot::new(Arc::clone(&tombstone));
+        let tombstone = VersionRef::new(Version::delete(key, stamp, Some(head)));
+        if let Some(head) = self.store.index.get_mut(&tombstone.key) {
+            *head = VersionRef::clone(&tombstone);
         }
         self.push(tombstone);
     }
@@ -116,7 +115,7 @@ impl<'a> WriteTxn<'a> {
         }
     }
 
-    fn push(&mut self, version: Arc<Version>) {
+    fn push(&mut self, version: VersionRef) {
         self.store.size_in_use += version.size();
         self.changes.push(version);
     }

@@ -87,7 +87,7 @@ impl Maintenance for Service {
         let work = move || {
             let (revision, layout) = snapshot::newest(&shared, &member).ok_or_else(errors::stopped)?;
             let header = Some(shared.header(revision));
-            Ok(pb::HashResponse { header, hash: snapshot::hash(&layout) })
+            Ok(pb::HashResponse { header, hash: shared.read(snapshot::hash(&layout).map_err(Into::into))? })
         };
         self.answer(Method::Hash, self.hashed(work).await)
     }

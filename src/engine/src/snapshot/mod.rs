@@ -7,8 +7,9 @@ mod records;
 mod restore;
 mod stream;
 
-use std::sync::Arc;
+use std::{cell::RefCell, sync::Arc};
 
+use bytes::Bytes;
 use prost::Message;
 use sharded_etcd_etcd_api::messages as pb;
 
@@ -17,8 +18,9 @@ use crate::{
     bolt::{Bucket, Layout, Pairs, SmallPairs},
     crc32c::Crc32c,
     history::{History, database_key, database_key_len, database_value, database_value_len},
-    mvcc::{Store, Version},
+    mvcc::{Store, VersionRef},
     shared::{RAFT_TERM, Shared},
+    values::{self, ValueError},
 };
 use records::LeaseRecord;
 pub use restore::{RestoreError, RestoreOptions, Restored, restore};
@@ -46,7 +48,7 @@ pub(crate) fn newest(shared: &Arc<Shared>, member: &Member) -> Option<(i64, Layo
 }
 
 /// A hash of everything but what no client decides, as etcd's `Hash` (server/storage/backend/backend.go).
-pub(crate) fn hash(layout: &Layout) -> u32 {
+pub(crate) fn hash(layout: &Layout) -> Result<u32, ValueError> {
     let mut crc = Crc32c::default();
     let mut buffer = Vec::new();
     for Bucket { name, pairs } in layout.buckets() {
@@ -57,11 +59,11 @@ pub(crate) fn hash(layout: &Layout) -> u32 {
             if *name == "meta" && records::IGNORED_BY_HASH.contains(&buffer.as_slice()) {
                 continue;
             }
-            pairs.value(at, &mut buffer);
+            pairs.value(at, &mut buffer)?;
             crc.update(&buffer);
         }
     }
-    crc.sum()
+    Ok(crc.sum())
 }
 
 fn buckets(shared: &Shared, store: &Store, history: History, member: &Member) -> Vec<Bucket> {
@@ -80,7 +82,7 @@ fn buckets(shared: &Shared, store: &Store, history: History, member: &Member) ->
         small("authRoles", Vec::new()),
         small("authUsers", Vec::new()),
         small("cluster", records::cluster()),
-        Bucket { name: "key", pairs: Box::new(Versions(history.into_versions())) },
+        Bucket { name: "key", pairs: Box::new(Versions::new(history.into_versions())) },
         small("lease", leases.collect()),
         small("members", vec![records::member(shared.member_id, member)]),
         small("members_removed", Vec::new()),
@@ -89,22 +91,44 @@ fn buckets(shared: &Shared, store: &Store, history: History, member: &Member) ->
 }
 
 /// The bucket of the keys.
-struct Versions(Vec<Arc<Version>>);
+struct Versions {
+    versions: Vec<VersionRef>,
+    /// Values that were read ahead, as they are asked for in order, and which version the first one belongs to.
+    ahead: RefCell<(usize, Vec<Bytes>)>,
+}
+
+impl Versions {
+    fn new(versions: Vec<VersionRef>) -> Self {
+        Self { versions, ahead: RefCell::default() }
+    }
+
+    fn read(&self, at: usize) -> Result<Bytes, ValueError> {
+        let mut ahead = self.ahead.borrow_mut();
+        let (first, values) = &mut *ahead;
+        if !(*first..*first + values.len()).contains(&at) {
+            let rest = &self.versions[at..];
+            *values = values::read_all(rest[..values::window(rest)].iter().map(|version| &**version))?;
+            *first = at;
+        }
+        Ok(values[at - *first].clone())
+    }
+}
 
 impl Pairs for Versions {
     fn count(&self) -> usize {
-        self.0.len()
+        self.versions.len()
     }
 
     fn lens(&self, at: usize) -> (usize, usize) {
-        (database_key_len(&self.0[at]), database_value_len(&self.0[at]))
+        (database_key_len(&self.versions[at]), database_value_len(&self.versions[at]))
     }
 
     fn key(&self, at: usize, out: &mut Vec<u8>) {
-        database_key(&self.0[at], out);
+        database_key(&self.versions[at], out);
     }
 
-    fn value(&self, at: usize, out: &mut Vec<u8>) {
-        database_value(&self.0[at], out);
+    fn value(&self, at: usize, out: &mut Vec<u8>) -> Result<(), ValueError> {
+        database_value(&self.versions[at], self.read(at)?, out);
+        Ok(())
     }
 }

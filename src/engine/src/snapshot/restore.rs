@@ -231,7 +231,7 @@ impl Contents {
             return Err("a version of a key contradicts its revision");
         }
         let version = StoredVersion {
-            value: pair.value,
+            value: pair.value.into(),
             create_revision: pair.create_revision,
             mod_revision,
             version: pair.version,
@@ -308,7 +308,7 @@ impl Contents {
                 || (kept.get(&key) == Some(&at)
                     && (version.version > 0 || version.mod_revision == compacted));
             if is_kept {
-                restore.chain(key, vec![version]);
+                restore.chain(&key, vec![version]);
             }
         }
         Ok(restore.finish().0)

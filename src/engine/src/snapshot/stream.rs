@@ -9,7 +9,7 @@ use sharded_etcd_shard::ShardError;
 use tokio::sync::mpsc;
 
 use super::{Member, STORAGE_VERSION, newest};
-use crate::{errors, shared::Shared};
+use crate::{errors, shared::Shared, values::ValueError};
 
 /// A part is sent once it is this large: below what gRPC clients decode by default, and few enough of them.
 const PART_BYTES: usize = 128 << 10;
@@ -17,8 +17,18 @@ const PART_BYTES: usize = 128 << 10;
 /// Where parts go.
 pub(crate) type Parts = mpsc::Sender<Result<pb::SnapshotResponse, ShardError>>;
 
-/// Nobody receives any more.
-struct Gone;
+/// Why a snapshot is not sent to its end.
+enum Stop {
+    /// Nobody receives any more.
+    Gone,
+    Unreadable(ShardError),
+}
+
+impl From<ValueError> for Stop {
+    fn from(error: ValueError) -> Self {
+        Self::Unreadable(error.into())
+    }
+}
 
 /// Sends the newest state, to its end or until nobody receives. Waits for the receiver: not for an async task.
 pub(crate) fn stream(shared: &Arc<Shared>, member: &Member, parts: Parts) {
@@ -33,7 +43,10 @@ pub(crate) fn stream(shared: &Arc<Shared>, member: &Member, parts: Parts) {
     let sent = layout.write(|pages| sender.add(pages)).and_then(|()| sender.finish());
     match sent {
         Ok(()) => tracing::info!(revision, bytes, "a snapshot is sent"),
-        Err(Gone) => tracing::warn!(revision, bytes, "a snapshot was not received to its end"),
+        Err(Stop::Unreadable(error)) => {
+            let _ = sender.parts.blocking_send(shared.read(Err(error)));
+        }
+        Err(Stop::Gone) => tracing::warn!(revision, bytes, "a snapshot was not received to its end"),
     }
 }
 
@@ -46,7 +59,7 @@ struct Sender {
 }
 
 impl Sender {
-    fn add(&mut self, mut pages: &[u8]) -> Result<(), Gone> {
+    fn add(&mut self, mut pages: &[u8]) -> Result<(), Stop> {
         // A large value is cut: its pages may be more than a message may hold.
         while !pages.is_empty() {
             let (now, later) = pages.split_at(pages.len().min(PART_BYTES - self.part.len()));
@@ -59,14 +72,14 @@ impl Sender {
         Ok(())
     }
 
-    fn send_part(&mut self) -> Result<(), Gone> {
+    fn send_part(&mut self) -> Result<(), Stop> {
         let part = std::mem::replace(&mut self.part, Vec::with_capacity(PART_BYTES));
         self.sum.update(&part);
         self.left = self.left.saturating_sub(part.len() as u64);
         self.send(part.into())
     }
 
-    fn finish(&mut self) -> Result<(), Gone> {
+    fn finish(&mut self) -> Result<(), Stop> {
         if !self.part.is_empty() {
             self.send_part()?;
         }
@@ -74,9 +87,9 @@ impl Sender {
         self.send(Bytes::copy_from_slice(&sum))
     }
 
-    fn send(&self, blob: Bytes) -> Result<(), Gone> {
+    fn send(&self, blob: Bytes) -> Result<(), Stop> {
         let version = STORAGE_VERSION.to_owned();
         let response = pb::SnapshotResponse { header: None, remaining_bytes: self.left, blob, version };
-        self.parts.blocking_send(Ok(response)).map_err(|_| Gone)
+        self.parts.blocking_send(Ok(response)).map_err(|_| Stop::Gone)
     }
 }

@@ -26,7 +26,7 @@ mod tests;
 
 pub use reader::{Recovered, recover, verify};
 pub use segment::{list, sync_dir};
-pub use writer::{AppendError, Wal};
+pub use writer::{AppendError, Appended, Wal};
 
 use std::{io, path::PathBuf, sync::Arc};
 

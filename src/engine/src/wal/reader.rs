@@ -1,14 +1,16 @@
 //! Reading the log back.
 
-use std::path::{Path, PathBuf};
-
-use bytes::Bytes;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
     Position, WalError, frame,
     segment::{self, Header},
 };
-use crate::disk::Disk;
+use crate::{disk::Disk, values::ValueFile};
 
 /// Where the log ends, so that the writer can go on there.
 #[derive(Debug)]
@@ -19,13 +21,16 @@ pub struct Recovered {
     pub is_sealed: bool,
     /// All segments by ascending first sequence number.
     pub segments: Vec<(u64, PathBuf)>,
+    /// Those that were read, by the same number: values stay in them. The last one is open for writing too.
+    pub(crate) files: BTreeMap<u64, Arc<ValueFile>>,
     /// The end of the last frame in the last segment.
     pub tail_offset: u64,
     /// Bytes of records that were replayed.
     pub replayed_bytes: u64,
 }
 
-/// Reads all records after a checkpoint in order and hands them to `apply` with their file and offset.
+/// Reads all records after a checkpoint in order and hands them to `apply` with their file and where in it the payload
+/// begins.
 ///
 /// A torn record at the very end is dropped. What was found may be in the caches only, left there by a process that
 /// died or met an error just before its sync: so the directory is synced, and what was read from the last segment is
@@ -35,7 +40,7 @@ pub fn recover<E: From<WalError>>(
     dir: &Path,
     cluster_id: u64,
     checkpoint: Position,
-    apply: impl FnMut(Bytes, &Path, u64) -> Result<(), E>,
+    apply: impl FnMut(&[u8], &Arc<ValueFile>, u64) -> Result<(), E>,
 ) -> Result<Recovered, E> {
     scan(disk, dir, cluster_id, checkpoint, true, apply)
 }
@@ -46,7 +51,7 @@ pub fn verify<E: From<WalError>>(
     dir: &Path,
     cluster_id: u64,
     checkpoint: Position,
-    apply: impl FnMut(Bytes, &Path, u64) -> Result<(), E>,
+    apply: impl FnMut(&[u8], &Arc<ValueFile>, u64) -> Result<(), E>,
 ) -> Result<Recovered, E> {
     scan(disk, dir, cluster_id, checkpoint, false, apply)
 }
@@ -57,7 +62,7 @@ fn scan<E: From<WalError>>(
     cluster_id: u64,
     checkpoint: Position,
     is_repair: bool,
-    mut apply: impl FnMut(Bytes, &Path, u64) -> Result<(), E>,
+    mut apply: impl FnMut(&[u8], &Arc<ValueFile>, u64) -> Result<(), E>,
 ) -> Result<Recovered, E> {
     if is_repair {
         segment::sync_dir(disk, dir)?;
@@ -71,9 +76,15 @@ fn scan<E: From<WalError>>(
     let mut tail_offset = segment::HEADER_BYTES as u64;
     let mut replayed_bytes = 0;
     let mut previous: Option<Position> = None;
+    let mut files = BTreeMap::new();
+    // One segment at a time is in memory, all of them in the same place.
+    let mut file = Vec::new();
     for (index, (named, path)) in segments.iter().enumerate().skip(given_up) {
-        // One segment at a time in memory.
-        let file = Bytes::from(disk.read(path).map_err(WalError::io("read", path))?);
+        let is_last = index + 1 == segments.len();
+        let opened = if is_last && is_repair { disk.open_to_write(path) } else { disk.open(path) };
+        let source = ValueFile::new(opened.map_err(WalError::io("open", path))?, path.clone());
+        read_whole(&source, &mut file)?;
+        files.insert(*named, Arc::clone(&source));
         let header = Header::decode(&file, path)?;
         let corrupt =
             |offset: usize, reason| WalError::Corrupt { path: path.clone(), offset: offset as u64, reason };
@@ -125,16 +136,15 @@ fn scan<E: From<WalError>>(
             }
             is_sealed = frame.payload_len == 0;
             if end.sequence > checkpoint.sequence && !is_sealed {
-                let payload = file.slice(frame.payload_start..frame.payload_start + frame.payload_len);
+                let payload = &file[frame.payload_start..frame.payload_start + frame.payload_len];
                 replayed_bytes += frame.payload_len as u64;
-                apply(payload, path, offset as u64)?;
+                apply(payload, &source, frame.payload_start as u64)?;
             }
             offset = frame.end;
         }
         if frame::any_after(&file, offset, header.salt) {
             return Err(corrupt(offset, "a record is damaged and intact ones follow").into());
         }
-        let is_last = index + 1 == segments.len();
         if !is_last && segments[index + 1].0 != end.sequence + 1 {
             return Err(corrupt(offset, "a record is damaged and another segment follows").into());
         }
@@ -146,19 +156,25 @@ fn scan<E: From<WalError>>(
         }
         if is_last {
             if is_repair {
-                rewrite(disk, path, &file, offset)?;
+                rewrite(&source, &file, offset)?;
             }
             tail_offset = offset as u64;
         }
         previous = Some(end);
         last = end;
     }
-    Ok(Recovered { last, is_sealed, segments, tail_offset, replayed_bytes })
+    Ok(Recovered { last, is_sealed, segments, files, tail_offset, replayed_bytes })
+}
+
+fn read_whole(source: &ValueFile, bytes: &mut Vec<u8>) -> Result<(), WalError> {
+    let len = source.file().len().map_err(WalError::io("inspect", source.path()))?;
+    bytes.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
+    source.file().read_exact_at(bytes, 0).map_err(WalError::io("read", source.path()))
 }
 
 /// Writes the intact part again, zeros behind it, and syncs both.
-fn rewrite(disk: &Disk, path: &Path, file: &[u8], end: usize) -> Result<(), WalError> {
-    let handle = disk.open_to_write(path).map_err(WalError::io("open", path))?;
+fn rewrite(source: &ValueFile, file: &[u8], end: usize) -> Result<(), WalError> {
+    let (handle, path) = (source.file(), source.path());
     let end = end.min(file.len());
     handle.write_all_at(&file[..end], 0).map_err(WalError::io("write", path))?;
     if file[end..].iter().any(|byte| *byte != 0) {

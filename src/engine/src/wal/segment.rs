@@ -3,12 +3,14 @@
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{FORMAT, Position, WalError};
 use crate::{
     codec::{Decoder, Encoder},
-    disk::{Disk, DiskFile},
+    disk::Disk,
+    values::ValueFile,
 };
 
 /// The header block, so that frames start at a page.
@@ -138,7 +140,7 @@ pub fn take_into_use(
     dir: &Path,
     spare: &Path,
     mut header: Header,
-) -> Result<(DiskFile, PathBuf, u64), WalError> {
+) -> Result<(Arc<ValueFile>, u64), WalError> {
     let file = disk.open_to_write(spare).map_err(WalError::io("open", spare))?;
     header.capacity = file.len().map_err(WalError::io("inspect", spare))?;
     file.write_all_at(&header.encode(), 0).map_err(WalError::io("write", spare))?;
@@ -146,7 +148,7 @@ pub fn take_into_use(
     let path = path(dir, header.first_sequence);
     disk.rename(spare, &path).map_err(WalError::io("rename", spare))?;
     sync_dir(disk, dir)?;
-    Ok((file, path, header.capacity))
+    Ok((ValueFile::new(file, path), header.capacity))
 }
 
 /// Makes names in a directory durable.

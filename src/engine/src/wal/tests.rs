@@ -35,7 +35,7 @@ fn append(wal: &mut Wal, payload: &[u8]) -> Result<u64, AppendError> {
     let mut buffer = Vec::new();
     Wal::begin(&mut buffer);
     buffer.extend_from_slice(payload);
-    wal.append(&mut buffer)
+    wal.append(&mut buffer).map(|appended| appended.bytes)
 }
 
 fn record(n: usize) -> Vec<u8> {
@@ -346,11 +346,11 @@ fn what_a_failed_start_left_in_the_caches_is_durable_before_it_is_written_to() {
             sim.lose_power();
             let mut records = Vec::new();
             recover(&disk, path, CLUSTER, 0.into(), |record, _, _| {
-                records.push(record);
+                records.push(record.to_vec());
                 Ok::<_, WalError>(())
             })
             .unwrap();
-            assert_eq!(records, ["acknowledged"], "seed {seed}, the process died in step {steps}");
+            assert_eq!(records, [b"acknowledged"], "seed {seed}, the process died in step {steps}");
         }
     }
 }

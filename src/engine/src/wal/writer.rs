@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     path::{Path, PathBuf},
+    sync::Arc,
     thread::JoinHandle,
 };
 
@@ -10,7 +11,7 @@ use super::{
     IoHook, IoStep, Position, Recovered, WalError, frame,
     segment::{self, Header},
 };
-use crate::disk::{Disk, DiskFile};
+use crate::{disk::Disk, values::ValueFile};
 
 /// Size of the first segment of a new log.
 const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
@@ -26,6 +27,31 @@ pub enum AppendError {
     Unknown(WalError),
 }
 
+/// A record that is durable.
+#[derive(Debug)]
+pub struct Appended {
+    /// Bytes written.
+    pub bytes: u64,
+    /// The segment, where values stay.
+    pub(crate) file: Arc<ValueFile>,
+    /// Where in it the buffer begins that was written.
+    pub(crate) offset: u64,
+}
+
+struct Segment {
+    first_sequence: u64,
+    path: PathBuf,
+    /// None for one that nothing was read from.
+    file: Option<Arc<ValueFile>>,
+}
+
+impl Segment {
+    /// Gives the file up. Whether nobody reads values from it any more, so that it may be written to.
+    fn give_up(self) -> bool {
+        self.file.is_none_or(|file| Arc::into_inner(file).is_some())
+    }
+}
+
 /// The open log.
 pub struct Wal {
     disk: Disk,
@@ -33,8 +59,8 @@ pub struct Wal {
     cluster_id: u64,
     segment_bytes: u64,
     hook: Option<IoHook>,
-    /// First sequence numbers and paths, the current segment last.
-    segments: VecDeque<(u64, PathBuf)>,
+    /// The current segment last.
+    segments: VecDeque<Segment>,
     current: Option<Current>,
     /// A new segment was begun in vain. Its name may be on disk, so that nothing may be added to the one before.
     must_roll: bool,
@@ -48,8 +74,7 @@ pub struct Wal {
 }
 
 struct Current {
-    file: DiskFile,
-    path: PathBuf,
+    file: Arc<ValueFile>,
     salt: u64,
     offset: u64,
     capacity: u64,
@@ -67,8 +92,9 @@ impl Current {
         let mut mark = Vec::new();
         frame::begin(&mut mark);
         let _ = frame::finish(&mut mark, self.salt, frame::GOES_ON);
-        self.file.write_all_at(&mark, self.offset).map_err(WalError::io("write", &self.path))?;
-        self.file.sync_data().map_err(WalError::io("sync", &self.path))
+        let (file, path) = (self.file.file(), self.file.path());
+        file.write_all_at(&mark, self.offset).map_err(WalError::io("write", path))?;
+        file.sync_data().map_err(WalError::io("sync", path))
     }
 }
 
@@ -79,17 +105,21 @@ impl Wal {
         dir: &Path,
         cluster_id: u64,
         segment_bytes: u64,
-        recovered: Recovered,
+        mut recovered: Recovered,
         hook: Option<IoHook>,
     ) -> Result<Self, WalError> {
         remove_spares(disk, dir)?;
+        let segments = recovered.segments.into_iter().map(|(first_sequence, path)| {
+            let file = recovered.files.remove(&first_sequence);
+            Segment { first_sequence, path, file }
+        });
         let mut wal = Self {
             disk: disk.clone(),
             dir: dir.to_owned(),
             cluster_id,
             segment_bytes: segment_bytes.max(2 * segment::HEADER_BYTES as u64),
             hook,
-            segments: recovered.segments.into(),
+            segments: segments.collect(),
             current: None,
             must_roll: false,
             last: recovered.last,
@@ -98,16 +128,14 @@ impl Wal {
             spare_number: 0,
             preparing: None,
         };
-        if let Some((first_sequence, path)) = wal.segments.back() {
-            let file = disk.open_to_write(path).map_err(WalError::io("open", path))?;
+        if let Some(Segment { first_sequence, path, file: Some(file) }) = wal.segments.back() {
             let mut block = vec![0; segment::HEADER_BYTES];
-            file.read_exact_at(&mut block, 0).map_err(WalError::io("read", path))?;
-            let capacity = file.len().map_err(WalError::io("inspect", path))?;
+            file.file().read_exact_at(&mut block, 0).map_err(WalError::io("read", path))?;
+            let capacity = file.file().len().map_err(WalError::io("inspect", path))?;
             let salt = Header::decode(&block, path)?.salt;
             let is_empty = *first_sequence == wal.last.sequence + 1;
             wal.current = Some(Current {
-                file,
-                path: path.clone(),
+                file: Arc::clone(file),
                 salt,
                 offset: recovered.tail_offset,
                 capacity,
@@ -157,7 +185,7 @@ impl Wal {
 
     /// The file that is written now.
     pub fn current_path(&self) -> &Path {
-        self.current.as_ref().map_or(&self.dir, |current| &current.path)
+        self.current.as_ref().map_or(&self.dir, |current| current.file.path())
     }
 
     /// Empties a buffer for a record; the caller appends the payload.
@@ -170,8 +198,8 @@ impl Wal {
         frame::has_payload(buffer)
     }
 
-    /// Writes one record and syncs it. Returns the bytes written.
-    pub fn append(&mut self, buffer: &mut Vec<u8>) -> Result<u64, AppendError> {
+    /// Writes one record and syncs it.
+    pub fn append(&mut self, buffer: &mut Vec<u8>) -> Result<Appended, AppendError> {
         let frame_bytes = (buffer.len() as u64).next_multiple_of(frame::ALIGN_BYTES as u64);
         let fits = self
             .current
@@ -192,18 +220,20 @@ impl Wal {
         let Some(checksum) = frame::finish(buffer, current.salt, sequence) else {
             return Err(AppendError::Untouched(WalError::Io {
                 action: "write a record of more than 4 GiB to",
-                path: current.path.clone(),
+                path: current.file.path().to_owned(),
                 source: std::io::ErrorKind::FileTooLarge.into(),
             }));
         };
         let hook = self.hook.as_ref();
         let step = |step| hook.map_or(Ok(()), |hook| hook(step));
         step(IoStep::Write)
-            .and_then(|()| current.file.write_all_at(buffer, current.offset))
-            .map_err(|error| AppendError::Unknown(WalError::io("write", &current.path)(error)))?;
+            .and_then(|()| current.file.file().write_all_at(buffer, current.offset))
+            .map_err(|error| AppendError::Unknown(WalError::io("write", current.file.path())(error)))?;
         step(IoStep::Sync)
-            .and_then(|()| current.file.sync_data())
-            .map_err(|error| AppendError::Unknown(WalError::io("sync", &current.path)(error)))?;
+            .and_then(|()| current.file.file().sync_data())
+            .map_err(|error| AppendError::Unknown(WalError::io("sync", current.file.path())(error)))?;
+        let appended =
+            Appended { bytes: frame_bytes, file: Arc::clone(&current.file), offset: current.offset };
         current.offset += frame_bytes;
         current.is_empty = false;
         self.last = Position { sequence, checksum: Some(checksum) };
@@ -211,7 +241,7 @@ impl Wal {
         if current.offset > current.capacity / 2 {
             self.prepare_spare();
         }
-        Ok(frame_bytes)
+        Ok(appended)
     }
 
     /// Starts a new segment.
@@ -243,16 +273,19 @@ impl Wal {
             capacity: 0,
             previous: self.last.checksum,
         };
-        let (file, path, capacity) = segment::take_into_use(&self.disk, &self.dir, &spare, header)?;
+        let (file, capacity) = segment::take_into_use(&self.disk, &self.dir, &spare, header)?;
         // Not before: a segment that says so and has no successor is refused.
         if let Some(full) = &self.current {
             full.mark_going_on()?;
         }
         self.must_roll = false;
-        self.segments.push_back((header.first_sequence, path.clone()));
+        self.segments.push_back(Segment {
+            first_sequence: header.first_sequence,
+            path: file.path().to_owned(),
+            file: Some(Arc::clone(&file)),
+        });
         self.current = Some(Current {
             file,
-            path,
             salt: header.salt,
             offset: segment::HEADER_BYTES as u64,
             capacity,
@@ -284,13 +317,15 @@ impl Wal {
         self.preparing = self.disk.spawn("engine-segment", work).ok();
     }
 
-    /// Gives up the segments whose records are all at or below `sequence`, which a checkpoint holds.
+    /// Gives up the segments whose records are all at or below `sequence`, which a checkpoint holds. One that somebody still
+    /// reads values from loses its name only.
     pub fn release(&mut self, sequence: u64) -> Result<(), WalError> {
         let mut reusable = Vec::new();
-        while self.segments.len() > 1 && self.segments[1].0 <= sequence + 1 {
-            let Some((_, path)) = self.segments.pop_front() else { break };
+        while self.segments.len() > 1 && self.segments[1].first_sequence <= sequence + 1 {
+            let Some(segment) = self.segments.pop_front() else { break };
+            let path = segment.path.clone();
             let is_regular = self.disk.len(&path).is_ok_and(|bytes| bytes == self.segment_bytes);
-            if is_regular && self.spares.len() + reusable.len() < SPARES_MAX {
+            if is_regular && self.spares.len() + reusable.len() < SPARES_MAX && segment.give_up() {
                 let spare = self.next_spare_path();
                 self.disk.rename(&path, &spare).map_err(WalError::io("rename", &path))?;
                 reusable.push(spare);

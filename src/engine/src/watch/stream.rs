@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_shard::ShardError;
 
 use super::registry::{Handle, Registration};
 use crate::{
-    mvcc::{FIRST_EVENT_REVISION, KeyRange, Version},
+    mvcc::{FIRST_EVENT_REVISION, KeyRange, Version, VersionRef},
     shared::Shared,
+    values::{ValueError, read_all},
 };
 
 /// Revisions with events in one answer at most, as in etcd (`watchBatchMaxRevs`).
@@ -43,6 +45,11 @@ pub enum Batch {
     Compacted {
         /// The revision of the compaction.
         compact_revision: i64,
+    },
+    /// A value cannot be read; the watcher ends.
+    Unreadable {
+        /// Why.
+        error: ShardError,
     },
 }
 
@@ -157,8 +164,10 @@ impl Watcher {
         if scan.events.is_empty() {
             return Step::Behind;
         }
-        let events = scan.events.iter().map(|version| self.event(version)).collect();
-        Step::Batch(Batch::Events { events, revision: scan.next - 1 })
+        match self.shared.read(self.events(&scan.events)) {
+            Ok(events) => Step::Batch(Batch::Events { events, revision: scan.next - 1 }),
+            Err(error) => Step::Batch(Batch::Unreadable { error }),
+        }
     }
 
     /// Collects what concerns this watcher from `from` on; the compaction's revision if that is gone.
@@ -175,11 +184,11 @@ impl Watcher {
         while scan.next <= last && revisions < BATCH_REVISIONS_MAX && bytes < BATCH_BYTES_MAX {
             let Some(changes) = log.get(scan.next) else { break };
             let before = scan.events.len();
-            for version in changes.as_slice() {
+            for version in changes {
                 let filtered = if version.is_live() { self.settings.no_put } else { self.settings.no_delete };
                 if !filtered && self.registration.range.contains(&version.key) {
-                    bytes += version.key.len() + version.value.len() + EVENT_OVERHEAD_BYTES;
-                    scan.events.push(Arc::clone(version));
+                    bytes += version.key.len() + version.value_len() + EVENT_OVERHEAD_BYTES;
+                    scan.events.push(VersionRef::clone(version));
                 }
             }
             revisions += usize::from(scan.events.len() > before);
@@ -189,11 +198,18 @@ impl Watcher {
         Ok(scan)
     }
 
-    fn event(&self, version: &Arc<Version>) -> pb::Event {
-        let kind = if version.is_live() { pb::EventType::Put } else { pb::EventType::Delete };
-        let is_create = version.create_revision == version.mod_revision;
-        let prev_kv = if self.settings.prev_kv && !is_create { previous_key_value(version) } else { None };
-        pb::Event { r#type: kind as i32, kv: Some(version.to_key_value()), prev_kv }
+    /// The events of these versions, whose values are read together.
+    fn events(&self, versions: &[VersionRef]) -> sharded_etcd_shard::Result<Vec<pb::Event>> {
+        let values = read_all(versions.iter().map(|version| &**version))?;
+        let mut events = Vec::with_capacity(versions.len());
+        for (version, value) in versions.iter().zip(values) {
+            let kind = if version.is_live() { pb::EventType::Put } else { pb::EventType::Delete };
+            let is_create = version.create_revision == version.mod_revision;
+            let prev_kv =
+                if self.settings.prev_kv && !is_create { previous_key_value(version)? } else { None };
+            events.push(pb::Event { r#type: kind as i32, kv: Some(version.with_value(value)), prev_kv });
+        }
+        Ok(events)
     }
 }
 
@@ -201,14 +217,14 @@ impl Watcher {
 const EVENT_OVERHEAD_BYTES: usize = 48;
 
 struct Scan {
-    events: Vec<Arc<Version>>,
+    events: Vec<VersionRef>,
     /// The first revision that was not looked at.
     next: i64,
     reached_end: bool,
 }
 
 /// The key one revision before the event, as etcd reads it: what the same revision did before does not count.
-fn previous_key_value(version: &Version) -> Option<pb::KeyValue> {
-    let before = version.previous()?.at(version.mod_revision - 1)?;
-    before.is_live().then(|| before.to_key_value())
+fn previous_key_value(version: &Version) -> Result<Option<pb::KeyValue>, ValueError> {
+    let before = version.previous().and_then(|previous| Version::at(&previous, version.mod_revision - 1));
+    before.filter(|before| before.is_live()).map(|before| before.to_key_value()).transpose()
 }

@@ -11,4 +11,5 @@ mod serve;
 mod snapshot;
 mod support;
 mod threads;
+mod values;
 mod watch;
