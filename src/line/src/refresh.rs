@@ -20,10 +20,13 @@ const READS_MAX: u32 = 4;
 
 type Answer = Result<i64, ShardError>;
 
+/// Who waits, and where its task runs, if that is known.
+type Waiter = (oneshot::Sender<Answer>, Option<Arc<Mailbox>>);
+
 /// Requests that wait for a read of the log's end which begins after they arrived.
 #[derive(Default)]
 pub(crate) struct Refresher {
-    waiting: Mutex<Vec<(oneshot::Sender<Answer>, Option<Arc<Mailbox>>)>>,
+    waiting: Mutex<Vec<Waiter>>,
     wake: Wake,
 }
 
