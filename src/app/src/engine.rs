@@ -17,6 +17,7 @@ use sharded_etcd_engine::{
     snapshot::{self, RestoreOptions},
 };
 use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_serve::serve_on_threads;
 use sharded_etcd_shard::Shard;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -71,7 +72,7 @@ pub async fn run(args: EngineArgs) -> Result<()> {
         .http2_keepalive_interval(Some(args.grpc_keepalive_interval))
         .http2_keepalive_timeout(Some(args.grpc_keepalive_timeout));
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let serving = serve::serve_on_threads(listeners, server, Routes::from(router), threads, shutdown.clone());
+    let serving = serve_on_threads(listeners, server, Routes::from(router), threads, shutdown.clone());
     let _ = writeln!(std::io::stdout().lock(), "sharded-etcd engine serves at {}", urls.join(" "));
     let served = tokio::select! {
         served = serving => served.context("the client port failed"),

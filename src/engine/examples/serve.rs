@@ -3,8 +3,9 @@
 
 use sharded_etcd_engine::{
     Engine, EngineConfig,
-    serve::{routes, serve, serve_on_threads},
+    serve::{routes, serve},
 };
+use sharded_etcd_serve::serve_on_threads;
 use tokio_util::sync::CancellationToken;
 
 #[global_allocator]

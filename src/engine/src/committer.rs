@@ -20,12 +20,12 @@ use std::{
 };
 
 use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_serve::{Mailbox, Round, home};
 use sharded_etcd_shard::{Result, ShardError};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Code;
 
 use crate::{
-    answers::{self, Mailbox},
     checkpoint,
     disk::Disk,
     entry::{Entry, Placed},
@@ -82,7 +82,7 @@ pub(crate) struct Queued {
 impl Queued {
     /// A command of the current thread.
     pub(crate) fn here(command: Command) -> Self {
-        Self { command, mailbox: answers::mailbox() }
+        Self { command, mailbox: home() }
     }
 }
 
@@ -309,13 +309,15 @@ impl Committer {
         // Before the answers: who asks a watcher for its progress after a write then finds that write in it.
         self.mark_watchers(&batch.revisions);
         let physical = &mut self.physical;
-        answers::send_all(batch.answers.into_iter().zip(batch.mailboxes).filter_map(|(answer, mailbox)| {
+        let mut round = Round::new();
+        for (answer, mailbox) in batch.answers.into_iter().zip(batch.mailboxes) {
             if matches!(answer, Answer::CompactPhysically(..)) {
                 physical.push(answer);
-                return None;
+            } else {
+                round.bring(mailbox.as_ref(), || answer.send());
             }
-            Some((answer, mailbox))
-        }));
+        }
+        drop(round);
         // One batch of unusual size must not pin its memory.
         if self.record.capacity() > 2 * BATCH_BYTES_MAX {
             self.record = Vec::new();

@@ -17,7 +17,6 @@
 //! - After a failed write or sync nothing more is acknowledged; reads go on.
 //! - Keys, and what is known of their versions, are in memory; values are in the files, see [`values`].
 
-mod answers;
 mod bolt;
 pub mod check;
 pub mod checkpoint;

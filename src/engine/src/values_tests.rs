@@ -4,9 +4,10 @@
 use std::{fs, sync::Arc};
 
 use bytes::Bytes;
+use sharded_etcd_testkit::Dice;
 
 use crate::{
-    disk::{Disk, sim::Dice},
+    disk::Disk,
     mvcc::{Key, Version, VersionRef},
     values::{IN_MEMORY_BYTES_MAX, Place, Recent, Value, ValueError, ValueFile, read_all, window},
 };
@@ -46,7 +47,7 @@ fn a_reference_is_small() {
 fn values_from_anywhere_come_in_the_order_asked_for() {
     let seed: u64 = rand::random();
     eprintln!("seed {seed}");
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new(seed);
     let dir = tempfile::tempdir().unwrap();
     let (mut expected, mut versions) = (Vec::new(), Vec::new());
     for file in 0..3 {

@@ -5,7 +5,6 @@ mod cluster;
 mod kv;
 mod lease;
 mod maintenance;
-mod threads;
 mod watch;
 
 use std::{num::NonZero, sync::Arc};
@@ -14,12 +13,11 @@ use sharded_etcd_etcd_api::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
     maintenance_server::MaintenanceServer, watch_server::WatchServer,
 };
+use sharded_etcd_serve::serve_on_threads;
 use sharded_etcd_shard::ShardError;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::{Response, Status, service::Routes, transport::Server};
-
-pub use threads::serve_on_threads;
 
 use crate::{Engine, metrics::Method};
 
@@ -32,15 +30,9 @@ pub enum ServeError {
     /// The listener has no address.
     #[error("cannot read the address of the listener")]
     Address(#[source] std::io::Error),
-    /// A thread, or its runtime, cannot be started.
-    #[error("cannot start a thread to serve on")]
-    Thread(#[source] std::io::Error),
-    /// A thread panicked.
-    #[error("a thread that served clients panicked")]
-    Panicked,
-    /// The server of a thread failed.
-    #[error("cannot serve clients")]
-    Connections(#[source] tonic::transport::Error),
+    /// The threads failed.
+    #[error(transparent)]
+    Threads(#[from] sharded_etcd_serve::ServeError),
 }
 
 /// Serves etcd's KV, Watch, Lease, Maintenance, Cluster and Auth services until `shutdown`; open watches end then.
@@ -57,7 +49,8 @@ pub async fn serve(
     let address = listener.local_addr().map_err(ServeError::Address)?;
     let routes = routes(engine, vec![format!("http://{address}")], shutdown.clone());
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    serve_on_threads(vec![listener], Server::builder(), routes, threads, shutdown).await
+    serve_on_threads(vec![listener], Server::builder(), routes, threads, shutdown).await?;
+    Ok(())
 }
 
 /// The services alone, for a server that has other paths as well. Watches end at `shutdown`; `client_urls` is what

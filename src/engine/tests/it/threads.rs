@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use sharded_etcd_engine::serve::{routes, serve_on_threads};
+use sharded_etcd_engine::serve::routes;
 use sharded_etcd_etcd_api::{etcdserverpb::kv_client::KvClient, messages as pb};
+use sharded_etcd_serve::serve_on_threads;
 use sharded_etcd_testkit::wait_until;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
