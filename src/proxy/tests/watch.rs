@@ -4,7 +4,10 @@
 mod support;
 mod watch_support;
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -214,19 +217,25 @@ async fn progress_covers_what_was_acknowledged_before_it_was_asked_for() {
 }
 
 #[tokio::test]
-async fn progress_is_answered_while_meta_is_away() {
+async fn progress_that_is_asked_for_while_meta_is_away_is_answered_later() {
     let mut t = two().await;
     let meta = Gate::new(Arc::clone(&t.meta));
     t.meta = Arc::clone(&meta) as Arc<dyn Shard>;
-    let served = Served::start(t.context("p").await, HubOptions::default()).await;
+    let context = t.context("p").await;
+    let line = Arc::clone(&context.line);
+    let reads = || line.stats.refreshes.load(Ordering::Relaxed);
+    let served = Served::start(context, HubOptions::default()).await;
     let mut client = served.client().await;
     let begun = client.create(create("a", b"", 0)).await.header.unwrap().revision;
     meta.set_open(false);
+    let before = reads();
     client.ask_progress().await;
+    let tried = || async { (reads() > before + 1).then_some(()) };
+    wait_until("two reads that fail", Duration::from_secs(20), tried).await.unwrap();
+    meta.set_open(true);
     let answer = client.next().await;
     assert_eq!(answer.watch_id, -1, "{answer:?}");
     assert!(answer.events.is_empty() && answer.header.unwrap().revision >= begun);
-    meta.set_open(true);
     served.stop().await;
 }
 

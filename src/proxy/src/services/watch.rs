@@ -38,6 +38,9 @@ const REQUESTS_MAX: usize = 64;
 /// Progress requests of one stream that wait for the line's end at once; further ones share one more.
 const PROGRESS_MAX: usize = 8;
 
+/// Until the line's end is asked for again when it could not be read.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
+
 /// How much larger than a request an answer may be before it is parted for a client that asked for fragments. (etcd:
 /// `grpcOverheadBytes`.)
 const OVERHEAD_BYTES: usize = 512 << 10;
@@ -151,6 +154,16 @@ impl LineEnds {
         }
     }
 
+    /// Reads the line's end after a pause, as it could not be read now.
+    fn ask_later(&mut self, line: &Arc<Line>) {
+        let line = Arc::clone(line);
+        let later = async move {
+            tokio::time::sleep(PROGRESS_PAUSE).await;
+            line_end(line).await
+        };
+        self.under_way.push(later.boxed());
+    }
+
     /// The next answer; never ready without one under way.
     async fn next(&mut self, line: &Arc<Line>) -> Result<i64, LineError> {
         let Some(end) = self.under_way.next().await else { return std::future::pending().await };
@@ -192,9 +205,8 @@ impl ClientStream {
                     Ok(revision) => self.hub.progress(revision).await?,
                     Err(error) => {
                         self.no_line(&error)?;
-                        // As a member of etcd without a leader: what has been sent is answered, who needs more sees that
-                        // it is too old.
-                        self.hub.progress(self.ctx.line.cut().revision).await?;
+                        // Whoever asked waits for what was acknowledged before: not less, but later.
+                        progress.ask_later(&self.ctx.line);
                     }
                 },
                 request = requests.message(), if open => match request {
