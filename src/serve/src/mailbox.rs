@@ -119,14 +119,14 @@ mod tests {
             assert_eq!(thread(), 7);
             let home = home();
             assert!(home.is_some(), "a thread that serves has a mailbox");
-            let (opened, mut all) = mpsc::unbounded_channel();
+            let (opened, mut all) = mpsc::channel(100);
             std::thread::spawn(move || {
                 assert_eq!(thread(), 0);
                 let mut round = Round::new();
                 for number in 0..100 {
                     let opened = opened.clone();
                     round.bring(home.as_ref(), move || {
-                        let _ = opened.send((number, thread()));
+                        let _ = opened.try_send((number, thread()));
                     });
                 }
             });
