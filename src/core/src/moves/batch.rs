@@ -9,7 +9,7 @@ use super::ops;
 use crate::records::{Cursor, Override, Record, cursor_key, override_key};
 
 /// Most keys of one import. Each takes two operations; shards run with `max-txn-ops` of 10,000.
-pub const BATCH_KEYS_MAX: usize = 1000;
+pub const BATCH_KEYS_MAX: usize = 500;
 /// An import that has this many bytes takes no more.
 ///
 /// Larger ones are faster, as each waits for the disk once; a shard does nothing else while it applies one.
