@@ -9,9 +9,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use sharded_etcd_core::records;
 use sharded_etcd_etcd_api::messages as pb;
-use sharded_etcd_serve::{Mailbox, Round, home};
+use sharded_etcd_serve::{Asker, Round, ask};
 use sharded_etcd_shard::ShardError;
-use tokio::sync::oneshot;
 
 use crate::{Line, LineError, Wake, append::ANSWER_MAX};
 
@@ -20,21 +19,18 @@ const READS_MAX: u32 = 4;
 
 type Answer = Result<i64, ShardError>;
 
-/// Who waits, and where its task runs, if that is known.
-type Waiter = (oneshot::Sender<Answer>, Option<Arc<Mailbox>>);
-
 /// Requests that wait for a read of the log's end which begins after they arrived.
 #[derive(Default)]
 pub(crate) struct Refresher {
-    waiting: Mutex<Vec<Waiter>>,
+    waiting: Mutex<Vec<Asker<Answer>>>,
     wake: Wake,
 }
 
 impl Refresher {
     /// The log's end at a moment after this call.
     pub(crate) async fn position(&self, most: Duration) -> Result<i64, LineError> {
-        let (answer, position) = oneshot::channel();
-        self.waiting.lock().push((answer, home()));
+        let (asker, position) = ask();
+        self.waiting.lock().push(asker);
         self.wake.notify_one();
         match tokio::time::timeout(most, position).await {
             Ok(Ok(position)) => position.map_err(LineError::Meta),
@@ -59,12 +55,8 @@ impl Line {
             let answer = self.read_end_patiently().await;
             self.stats.refreshes.fetch_add(1, Ordering::Relaxed);
             let mut round = Round::new();
-            for (waiting, mailbox) in batch {
-                let answer = answer.clone();
-                round.bring(mailbox.as_ref(), move || {
-                    // The receiver may have given up.
-                    let _ = waiting.send(answer);
-                });
+            for asker in batch {
+                round.answer(asker, answer.clone());
             }
         }
     }

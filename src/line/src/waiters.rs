@@ -5,15 +5,14 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
 use sharded_etcd_core::keyspace::ShardIx;
-use sharded_etcd_serve::{Mailbox, Round, home};
+use sharded_etcd_serve::{Asker, Round, ask};
 use tokio::sync::oneshot;
 
 use crate::Cut;
 
-/// The way to one that waits, and the mailbox of its thread.
-type Answer = (oneshot::Sender<Arc<Cut>>, Option<Arc<Mailbox>>);
+type Waiter = Asker<Arc<Cut>>;
 /// By what is waited for, then by order of arrival.
-type Queue = BTreeMap<(i64, u64), Answer>;
+type Queue = BTreeMap<(i64, u64), Waiter>;
 
 /// What a wait is for.
 #[derive(Debug, Clone, Copy)]
@@ -72,12 +71,12 @@ pub(crate) struct Waiting<'a> {
 impl Waiters {
     /// Takes a place. Look at the newest cut after this, not before: one that is published in between is not missed then.
     pub(crate) fn enter(&self, until: Until) -> Waiting<'_> {
-        let (sender, answer) = oneshot::channel();
+        let (waiter, answer) = ask();
         let mut queues = self.queues.lock();
         queues.arrivals += 1;
         let arrival = queues.arrivals;
         let (queue, at) = queues.queue(until);
-        queue.insert((at, arrival), (sender, home()));
+        queue.insert((at, arrival), waiter);
         Waiting { waiters: self, until, arrival, answer }
     }
 
@@ -92,12 +91,8 @@ impl Waiters {
             }
         }
         let mut round = Round::new();
-        for (answer, mailbox) in met {
-            let cut = Arc::clone(cut);
-            round.bring(mailbox.as_ref(), move || {
-                // Whoever gave up does not want it any more.
-                let _ = answer.send(cut);
-            });
+        for waiter in met {
+            round.answer(waiter, Arc::clone(cut));
         }
     }
 
@@ -107,7 +102,7 @@ impl Waiters {
     }
 }
 
-fn take(queue: &mut Queue, upto: i64, met: &mut Vec<Answer>) {
+fn take(queue: &mut Queue, upto: i64, met: &mut Vec<Waiter>) {
     while let Some(first) = queue.first_entry()
         && first.key().0 <= upto
     {

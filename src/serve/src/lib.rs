@@ -8,5 +8,5 @@
 mod mailbox;
 mod threads;
 
-pub use mailbox::{Mailbox, Round, home, thread};
+pub use mailbox::{Asker, Mailbox, Round, ask, home, thread};
 pub use threads::{ServeError, serve_on_threads};

@@ -10,7 +10,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 thread_local! {
     static HOME: RefCell<Option<Arc<Mailbox>>> = const { RefCell::new(None) };
@@ -72,6 +72,18 @@ impl Drop for Installed {
     }
 }
 
+/// Who waits for an answer of another thread: the way there, and the mailbox of the thread.
+pub struct Asker<T> {
+    to: oneshot::Sender<T>,
+    mailbox: Option<Arc<Mailbox>>,
+}
+
+/// One that waits on this thread, and what it waits on. Dropping the first ends the wait without an answer.
+pub fn ask<T>() -> (Asker<T>, oneshot::Receiver<T>) {
+    let (to, answer) = oneshot::channel();
+    (Asker { to, mailbox: home() }, answer)
+}
+
 /// One round of a postman: letters to any number of threads, and at its end one wake-up for each of them.
 #[derive(Default)]
 pub struct Round {
@@ -92,6 +104,15 @@ impl Round {
         if !self.touched.iter().any(|known| Arc::ptr_eq(known, mailbox)) {
             self.touched.push(Arc::clone(mailbox));
         }
+    }
+
+    /// Answers one that waits.
+    pub fn answer<T: Send + 'static>(&mut self, asker: Asker<T>, answer: T) {
+        let Asker { to, mailbox } = asker;
+        self.bring(mailbox.as_ref(), move || {
+            // Whoever gave up does not want it any more.
+            let _ = to.send(answer);
+        });
     }
 }
 
