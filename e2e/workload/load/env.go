@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 
 	"github.com/sharded-etcd/sharded-etcd/e2e/workload/check"
 )
@@ -122,6 +123,7 @@ func Dial(endpoints []string) (*clientv3.Client, error) {
 		DialKeepAliveTime:    30 * time.Second,
 		DialKeepAliveTimeout: 10 * time.Second,
 		Logger:               zap.NewNop(),
+		DialOptions:          []grpc.DialOption{grpc.WithChainUnaryInterceptor(noteAttempt)},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a client for %v: %w", endpoints, err)
@@ -159,21 +161,34 @@ func (e *env) failed(op string, err error) {
 			return
 		}
 	}
-	e.led.Fail(chkErrors, "%s: %s: %v", op, codeOf(err), err)
+	e.led.Fail(chkErrors, "%s, answered at %v: %s: %v", op, e.rec.Now(), codeOf(err), err)
 }
 
-// resent tells whether clientv3 itself may have sent a request again that was
-// first sent at a time. It does so for revokes, among others, when it is told
-// that the server is unavailable (clientv3's retry.go); the lease that the
-// first one ended is then not found.
-//
-// Of several endpoints one may fail and be left by the client without any
-// request that failed: then no outage is seen, and nobody can tell.
-func (e *env) resent(at time.Duration) bool {
-	if e.cfg.Tolerate && len(e.cfg.Endpoints) > 1 {
-		return true
+// attempts is how often a request was sent.
+type attempts struct{ n atomic.Int64 }
+
+type attemptsKey struct{}
+
+// countAttempts makes a context whose request tells how often it was sent:
+// clientv3 sends some again by itself, revokes among them, when it is told
+// that the server is unavailable (clientv3's retry.go).
+func countAttempts(ctx context.Context) (context.Context, *attempts) {
+	sent := new(attempts)
+	return context.WithValue(ctx, attemptsKey{}, sent), sent
+}
+
+// noteAttempt runs inside of clientv3's own interceptor, which retries.
+func noteAttempt(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if sent, ok := ctx.Value(attemptsKey{}).(*attempts); ok {
+		sent.n.Add(1)
 	}
-	return e.outages.during(at-time.Second, e.rec.Now())
+	return invoke(ctx, method, req, reply, cc, opts...)
+}
+
+// resent tells whether a request was sent again after one that failed, which
+// only an outage excuses: a lease that the first revoke ended is then not found.
+func (e *env) resent(sent *attempts) bool {
+	return e.cfg.Tolerate && sent.n.Load() > 1
 }
 
 // kv translates what a client got; prev_kv and Get answers are never

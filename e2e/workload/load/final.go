@@ -136,8 +136,9 @@ func (r *runner) revokeShared() error {
 		tries := 0
 		err = r.retry("revoke", func(ctx context.Context) error {
 			tries++
+			ctx, sent := countAttempts(ctx)
 			_, err := r.admin.Revoke(ctx, id)
-			again := tries > 1 || r.resent(log.RevokeSent)
+			again := tries > 1 || r.resent(sent)
 			if again && errors.Is(err, rpctypes.ErrLeaseNotFound) {
 				return nil
 			}

@@ -317,18 +317,24 @@ func (l *leaser) sameKeys(x *lease, got [][]byte) {
 	l.led.That(slices.Equal(have, want), chkLeaseView, "%s (%x) has keys %q, not %q", x.log.Name, x.log.ID, have, want)
 }
 
-// finish revokes a lease at the end of its role.
+// finish revokes a lease at the end of its role. A lease that was lost in an
+// outage at its end is noticed here first.
 func (l *leaser) finish(x *lease) {
 	x.log.RevokeSent = l.rec.Now()
 	ctx, cancel := l.op()
 	defer cancel()
+	ctx, sent := countAttempts(ctx)
 	_, err := l.cli.Revoke(ctx, x.id)
 	switch {
 	case err == nil:
 		x.log.End = check.Revoked
-	case errors.Is(err, rpctypes.ErrLeaseNotFound) && l.resent(x.log.RevokeSent):
+	case errors.Is(err, rpctypes.ErrLeaseNotFound):
 		l.errs.add("revoke", err)
 		x.log.End = check.Abandoned
+		if !l.resent(sent) {
+			l.stats.leasesLost.Add(1)
+			l.judgeLoss(x)
+		}
 	default:
 		l.failed("revoke", err)
 		x.log.End = check.Abandoned
@@ -413,6 +419,7 @@ func (l *leaser) revokeOne(x *lease) {
 	tries := 0
 	for ; tries < revokeTries; tries++ {
 		ctx, cancel := l.op()
+		ctx, sent := countAttempts(ctx)
 		resp, err := l.cli.Revoke(ctx, x.id)
 		cancel()
 		if err == nil {
@@ -421,7 +428,7 @@ func (l *leaser) revokeOne(x *lease) {
 			break
 		}
 		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-			known := tries == 0 && l.rec.Now() < x.log.Renewals[0].Lower+x.log.TTL && !l.resent(x.log.RevokeSent)
+			known := tries == 0 && l.rec.Now() < x.log.Renewals[0].Lower+x.log.TTL && !l.resent(sent)
 			l.led.That(!known, chkRevoke, "%s (%x): %v at the first revoke", x.log.Name, x.log.ID, err)
 			break
 		}

@@ -94,7 +94,7 @@ func (l *locker) closeFailed(err error) {
 	}
 	now := l.rec.Now()
 	l.errs.add("session close", err)
-	again := l.cfg.Tolerate && (l.resent(now) || l.outages.during(now-lockWait, now))
+	again := l.cfg.Tolerate && (len(l.cfg.Endpoints) > 1 || l.outages.during(now-lockWait, now))
 	l.led.That(again, chkLocks, "%s: session close: %v, without an outage", l.name, err)
 }
 
