@@ -33,6 +33,11 @@ impl HubEvent {
         self.event.kv.as_ref().map_or(&[], |kv| &kv.key)
     }
 
+    /// Number of the line.
+    pub(crate) fn revision(&self) -> i64 {
+        self.event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
+    }
+
     /// True for a deletion.
     pub(crate) fn is_delete(&self) -> bool {
         self.event.r#type == i32::from(pb::EventType::Delete)
@@ -99,6 +104,10 @@ pub(crate) enum Delivery {
         revision: i64,
         /// Ascending.
         events: Vec<Arc<HubEvent>>,
+        /// Events up to this revision come without the previous key-value pair, as that is compacted: at the very
+        /// revision of a compaction etcd has an event, but not what was before it (its `sendLoop` reads one revision
+        /// earlier and leaves out what it does not get).
+        no_prev_upto: i64,
         /// What it takes of the stream's room, to be given back.
         bytes: usize,
     },

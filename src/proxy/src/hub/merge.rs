@@ -66,6 +66,12 @@ impl WatchSpec {
     fn wants(&self, event: &HubEvent) -> bool {
         if event.is_delete() { !self.no_delete } else { !self.no_put }
     }
+
+    /// True if an event cannot be sent before its previous key-value pair is read: not one of a revision up to
+    /// `compacted`, which has none.
+    fn lacks_prev(&self, event: &HubEvent, compacted: i64) -> bool {
+        self.prev_kv && !event.has_prev() && event.revision() > compacted
+    }
 }
 
 /// What the shell has to do.
@@ -546,13 +552,15 @@ impl Merge {
         watcher: WatcherId,
         revision: i64,
         mut events: Vec<Arc<HubEvent>>,
+        no_prev_upto: i64,
     ) -> bool {
         if Sabotage::ReorderMerge.is_on() {
             events.reverse();
         }
         let bytes = events.iter().map(|e| e.bytes()).sum();
         let count = events.len() as u64;
-        let sent = self.send(stream, Delivery::Events { watcher, revision, events, bytes }, bytes);
+        let delivery = Delivery::Events { watcher, revision, events, no_prev_upto, bytes };
+        let sent = self.send(stream, delivery, bytes);
         self.events_sent += if sent { count } else { 0 };
         sent
     }
@@ -582,11 +590,6 @@ impl Merge {
             self.turns.push_back(id);
         }
     }
-}
-
-/// The number of an event.
-fn revision_of(event: &HubEvent) -> i64 {
-    event.event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
 }
 
 /// True if a shard owns a part of a range somewhere in the revisions `[from, upto]`.

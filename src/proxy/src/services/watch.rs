@@ -334,15 +334,16 @@ impl ClientStream {
     async fn deliver(&mut self, delivery: Delivery) -> Result<(), End> {
         let mut room = 0;
         match delivery {
-            Delivery::Events { watcher, revision, events, bytes } => {
+            Delivery::Events { watcher, revision, events, no_prev_upto, bytes } => {
                 room = bytes;
                 // Cancelled meanwhile: what was under way is dropped.
                 if let Some(to) = self.watchers.get_mut(&watcher) {
                     to.idle = false;
                     let (id, fragment) = (to.id, to.fragment);
+                    let with_prev = |e: &HubEvent| to.prev_kv && e.revision() > no_prev_upto;
                     let answer = pb::WatchResponse {
                         watch_id: id,
-                        events: events.iter().map(|e: &Arc<HubEvent>| e.message(to.prev_kv)).collect(),
+                        events: events.iter().map(|e| e.message(with_prev(e))).collect(),
                         ..self.answer(revision)
                     };
                     self.ctx.metrics.load.sent(events.iter().map(|e| e.key()));

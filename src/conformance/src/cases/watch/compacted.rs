@@ -37,6 +37,25 @@ revision",
         .alone();
     suite
         .case(
+            "watch/compacted/prev-kv",
+            "at the compaction's revision prev_kv is compacted, above it is there",
+            |c| async move {
+                let at = c.puts(&[("a/1", "1"), ("a/1", "2"), ("a/1", "3"), ("b/1", "4")]).await?;
+                let from_on = |start| pb::WatchCreateRequest { prev_kv: true, ..c.watch_all(start) };
+                c.compact(at[1]).await?;
+                let mut watching = c.watch(from_on(at[1])).await?;
+                c.same("events", watching.words(3).await?, "+a/1=2 +a/1=3<2 +b/1=4");
+                let deleted = c.delete("b/1").await?;
+                c.put("a/1", "5").await?;
+                c.compact(deleted).await?;
+                let mut watching = c.watch(from_on(deleted)).await?;
+                c.same("events", watching.words(2).await?, "-b/1 +a/1=5<3");
+                Ok(())
+            },
+        )
+        .alone();
+    suite
+        .case(
             "watch/compacted/others",
             "the cancel of one watcher leaves the others of its stream",
             |c| async move {

@@ -86,7 +86,7 @@ impl Merge {
             return 0;
         }
         let Scan { events, upto, then } = self.scan(fold, watcher, cursor);
-        if !events.is_empty() && !self.send_events(stream, id, upto, events) {
+        if !events.is_empty() && !self.send_events(stream, id, upto, events, fold.compacted) {
             self.wait(id, cursor, Wait::Room);
             return upto - cursor;
         }
@@ -158,7 +158,7 @@ impl Merge {
                     if !spec.range.contains(event.key()) || !spec.wants(event) {
                         continue;
                     }
-                    if spec.prev_kv && !event.has_prev() {
+                    if spec.lacks_prev(event, fold.compacted) {
                         fetch.push(Arc::clone(event));
                     } else if fetch.is_empty() {
                         bytes += event.bytes();
@@ -231,7 +231,7 @@ impl Scan {
     /// With something to fetch, that is what comes next, and the revision that needs it is left out.
     fn or_fetch(mut self, fetch: Vec<Arc<HubEvent>>) -> Self {
         if !fetch.is_empty() {
-            let whole = self.events.partition_point(|e| super::revision_of(e) <= self.upto);
+            let whole = self.events.partition_point(|e| e.revision() <= self.upto);
             self.events.truncate(whole);
             self.then = Then::Fetch(fetch);
         }

@@ -10,7 +10,7 @@ use sharded_etcd_core::{
     line::{Fold, Piece},
 };
 
-use super::{Effect, Merge, State, Wait, Watcher, is_known, revision_of, touches};
+use super::{Effect, Merge, State, Wait, Watcher, is_known, touches};
 use crate::hub::{
     event::{HubEvent, Revision, WatcherId},
     index::RangeIndex,
@@ -120,13 +120,13 @@ impl Merge {
             let stream = watcher.stream;
             let stop = stopped.get(&id).copied();
             if let Some(stop) = stop {
-                let whole = events.partition_point(|e| revision_of(e) <= stop);
+                let whole = events.partition_point(|e| e.revision() <= stop);
                 events.truncate(whole);
             }
             if events.is_empty() {
                 continue;
             }
-            if !self.send_events(stream, id, stop.unwrap_or(self.head), events) {
+            if !self.send_events(stream, id, stop.unwrap_or(self.head), events, 0) {
                 self.fall_behind(id, begin, Wait::Room);
             }
         }
@@ -184,7 +184,7 @@ impl Step {
                 if revision.global < *from || !spec.wants(event) || self.stopped.contains_key(&id) {
                     continue;
                 }
-                if spec.prev_kv && !event.has_prev() {
+                if spec.lacks_prev(event, 0) {
                     self.stopped.insert(id, revision.global - 1);
                     continue;
                 }

@@ -277,7 +277,7 @@ impl World {
             let delivery = self.under_way.get_mut(&stream).unwrap().pop_front().unwrap();
             let mut room = 0;
             match delivery {
-                Delivery::Events { watcher, revision, events, bytes } => {
+                Delivery::Events { watcher, revision, events, no_prev_upto, bytes } => {
                     room = bytes;
                     assert!(!events.is_empty());
                     let Some(mut of) = self.watchers.remove(&watcher) else {
@@ -287,9 +287,10 @@ impl World {
                     assert!(revision > of.told && revision <= self.fold.revision && !of.refused);
                     of.told = revision;
                     for e in &events {
-                        assert!(!of.spec.prev_kv || e.has_prev());
+                        assert!(!of.spec.prev_kv || e.has_prev() || e.revision() <= no_prev_upto);
+                        assert!(no_prev_upto <= self.fold.compacted);
                         of.got.push((
-                            revision_of(e),
+                            e.revision(),
                             String::from_utf8(e.key().to_vec()).unwrap(),
                             e.is_delete(),
                         ));

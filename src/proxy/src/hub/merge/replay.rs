@@ -159,7 +159,7 @@ impl Merge {
                     if revision.global <= cursor || !watcher.spec.wants(event) || stuck.contains_key(&id) {
                         continue;
                     }
-                    if watcher.spec.prev_kv && !event.has_prev() {
+                    if watcher.spec.lacks_prev(event, fold.compacted) {
                         stuck.insert(id, revision.global - 1);
                     } else {
                         found.entry(id).or_default().push(Arc::clone(event));
@@ -180,8 +180,8 @@ impl Merge {
             let stop = stuck.get(&id).copied();
             let upto = stop.unwrap_or(upto).max(cursor);
             let mut events = found.remove(&id).unwrap_or_default();
-            events.truncate(events.partition_point(|e| super::revision_of(e) <= upto));
-            if !events.is_empty() && !self.send_events(stream, id, upto, events) {
+            events.truncate(events.partition_point(|e| e.revision() <= upto));
+            if !events.is_empty() && !self.send_events(stream, id, upto, events, fold.compacted) {
                 // It will be in another replay, which begins at its cursor.
                 self.replays.leave(replay, id, &spec.range);
                 self.wait(id, cursor, Wait::Room);

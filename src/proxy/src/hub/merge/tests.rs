@@ -151,7 +151,7 @@ fn words(delivery: &Delivery) -> String {
                 .iter()
                 .map(|e| {
                     let sign = if e.is_delete() { "-" } else { "" };
-                    format!("{sign}{}@{}", String::from_utf8_lossy(e.key()), revision_of(e))
+                    format!("{sign}{}@{}", String::from_utf8_lossy(e.key()), e.revision())
                 })
                 .collect();
             format!("{watcher}: {} <={revision}", events.join(" "))
@@ -382,7 +382,7 @@ fn a_slow_client_gets_everything_later_and_holds_nobody_up() {
             .iter()
             .flat_map(|e| match e {
                 Effect::Deliver(2, Delivery::Events { watcher: 7, events, .. }) => {
-                    events.iter().map(|e| revision_of(e)).collect::<Vec<_>>()
+                    events.iter().map(|e| e.revision()).collect::<Vec<_>>()
                 }
                 other => panic!("{other:?}"),
             })
