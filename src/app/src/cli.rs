@@ -99,6 +99,9 @@ pub struct UpArgs {
     /// Where clients connect to; port 0 picks a free one.
     #[command(flatten)]
     pub listen: ListenArgs,
+    /// How watchers are served.
+    #[command(flatten)]
+    pub watch: WatchArgs,
     /// What answers as a shard [default: as before in this data folder, else embedded].
     #[arg(long, value_enum, env = "SHARDED_ETCD_ENGINE")]
     pub engine: Option<EngineKind>,
@@ -116,6 +119,20 @@ pub struct ListenArgs {
     /// URL that clients are told to dial, may be repeated [default: the address listened on].
     #[arg(long, value_name = "URL", env = "SHARDED_ETCD_ADVERTISE_CLIENT_URLS", value_delimiter = ',')]
     pub advertise_client_urls: Vec<String>,
+}
+
+/// How watchers are served.
+#[derive(Debug, Clone, Args)]
+pub struct WatchArgs {
+    /// How often watchers that asked for it are told their progress while nothing happens.
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "SHARDED_ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL",
+        default_value = "10m",
+        value_parser = positive_duration
+    )]
+    pub watch_progress_notify_interval: Duration,
 }
 
 /// What answers as a shard.
@@ -136,6 +153,9 @@ pub struct ProxyArgs {
     /// Where clients connect to.
     #[command(flatten)]
     pub listen: ListenArgs,
+    /// How watchers are served.
+    #[command(flatten)]
+    pub watch: WatchArgs,
     /// Name of this proxy, unlike that of all others [default: the host's name and the port].
     #[arg(long, env = "SHARDED_ETCD_NAME")]
     pub name: Option<String>,
@@ -215,15 +235,9 @@ pub struct EngineArgs {
     /// Streams on one connection at most [default: no limit].
     #[arg(long, value_name = "N", env = "SHARDED_ETCD_MAX_CONCURRENT_STREAMS")]
     pub max_concurrent_streams: Option<u32>,
-    /// How often watchers that asked for it are told their progress while nothing happens.
-    #[arg(
-        long,
-        value_name = "DURATION",
-        env = "SHARDED_ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL",
-        default_value = "10m",
-        value_parser = positive_duration
-    )]
-    pub watch_progress_notify_interval: Duration,
+    /// How watchers are served.
+    #[command(flatten)]
+    pub watch: WatchArgs,
     /// How long a connection may be silent before it is asked whether anybody is there.
     #[arg(
         long,

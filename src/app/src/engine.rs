@@ -51,7 +51,7 @@ pub async fn run(args: EngineArgs) -> Result<()> {
     let mut config = EngineConfig::new(dir, args.name);
     // Negative: as large as it likes.
     config.quota_bytes = u64::try_from(args.quota_backend_bytes).unwrap_or(u64::MAX);
-    config.progress_interval = args.watch_progress_notify_interval;
+    config.progress_interval = args.watch.watch_progress_notify_interval;
     config.max_txn_ops = args.max_txn_ops;
     config.max_request_bytes = args.max_request_bytes;
     let engine = Engine::open(config).await?;

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::{
     admin,
-    cli::{ProxyArgs, client_urls},
+    cli::{ProxyArgs, WatchArgs, client_urls},
     host,
     listen::listen,
     patience::until_it_succeeds,
@@ -49,7 +49,7 @@ pub async fn run(args: ProxyArgs) -> Result<()> {
         shards,
         name: args.name.unwrap_or_else(|| format!("{}-{}", host::name(), bound.port())),
         client_urls: urls.clone(),
-        limits: limits(&routing),
+        limits: limits(&routing, &args.watch),
         generation: generation(&routing),
         drain: Drain { delay: args.drain_delay, max: args.drain_max },
     };
@@ -86,9 +86,13 @@ fn generation(routing: &Routing) -> Option<i64> {
     routing.resource.metadata.generation.filter(|generation| *generation > 0)
 }
 
-/// The limits that a resource sets.
-fn limits(routing: &Routing) -> Limits {
+/// The limits that a resource and flags set.
+fn limits(routing: &Routing, watch: &WatchArgs) -> Limits {
     let asked = routing.topology().ok().and_then(|topology| topology.quota_bytes);
     let quota = asked.unwrap_or(crate::up::ETCD_QUOTA_BYTES);
-    Limits { quota_bytes: i64::try_from(quota).unwrap_or(i64::MAX), ..Limits::default() }
+    Limits {
+        quota_bytes: i64::try_from(quota).unwrap_or(i64::MAX),
+        progress_interval: watch.watch_progress_notify_interval,
+        ..Limits::default()
+    }
 }

@@ -48,7 +48,7 @@ pub use engines::ETCD_QUOTA_BYTES;
 
 use crate::{
     admin,
-    cli::{EngineKind, UpArgs, client_urls},
+    cli::{EngineKind, UpArgs, WatchArgs, client_urls},
     listen::listen,
     signals,
     watched_file::{self, Change, WatchedFile},
@@ -102,7 +102,7 @@ pub async fn run(args: UpArgs) -> Result<()> {
         shards = LocalShards::open(dir, state, engines, &desired) => shards?,
         () = shutdown.cancelled() => bail!("stopped while starting"),
     };
-    let mut up = Up::start(shards, desired, args.file, urls.clone()).await?;
+    let mut up = Up::start(shards, desired, args.file, urls.clone(), &args.watch).await?;
     let serving = {
         let (proxy, shutdown) = (Arc::clone(&up.proxy), up.stop.clone());
         let extra = admin::routes(&up.line, &up.checked, up.manager.sizes(), urls.first().cloned());
@@ -203,6 +203,7 @@ impl Up {
         desired: Desired,
         file: Option<PathBuf>,
         urls: Vec<String>,
+        watch: &WatchArgs,
     ) -> Result<Self> {
         let line = match Line::start(Arc::clone(shards.meta()), LineOptions::default()).await {
             Ok(line) => line,
@@ -217,8 +218,11 @@ impl Up {
             shards.write_routing(&desired)?;
             let checked = Shards::new(Arc::clone(&line), shards.directory().clone());
             let quota = shards.engines().backend().client_quota_bytes(desired.topology.quota_bytes);
-            let limits =
-                Limits { quota_bytes: i64::try_from(quota).unwrap_or(i64::MAX), ..Limits::default() };
+            let limits = Limits {
+                quota_bytes: i64::try_from(quota).unwrap_or(i64::MAX),
+                progress_interval: watch.watch_progress_notify_interval,
+                ..Limits::default()
+            };
             let options = ProxyOptions {
                 line: Arc::clone(&line),
                 shards: Arc::clone(&checked),
