@@ -361,6 +361,16 @@ fn asking(suite: &mut Suite) {
         c.holds("one is listed", !listed.contains(&first) && listed.contains(&second));
         Ok(())
     });
+    suite.case("lease/leases/order", "those with the least time left are listed first", |c| async move {
+        let mut granted = Vec::new();
+        for (n, ttl) in [(0, 900), (1, 300), (2, 600), (3, 7_000_000)] {
+            granted.push(c.grant(n, ttl).await?);
+        }
+        let want = [1, 2, 0, 3].map(|n| granted[n]);
+        let listed: Vec<i64> = ids(&c).await?.into_iter().filter(|id| granted.contains(id)).collect();
+        c.same("order", listed, want);
+        Ok(())
+    });
     suite.case("lease/leases/once", "each lease is listed once, wherever its keys are", |c| async move {
         let id = c.grant(0, 600).await?;
         attach(&c, id, &["a/1", "b/1", "c/1"]).await?;

@@ -34,11 +34,12 @@ pub struct Settings {
 /// What a watcher has to say next.
 #[derive(Debug)]
 pub enum Batch {
-    /// Whole revisions in order, never empty. Everything up to `revision` has been delivered with it.
+    /// Whole revisions in order, never empty.
     Events {
         /// The events.
         events: Vec<pb::Event>,
-        /// The last revision looked at.
+        /// The store's revision, as in the headers of etcd's `syncWatchers`; a watcher that catches up may not have
+        /// come so far.
         revision: i64,
     },
     /// History that the watcher still needed is gone; it ends.
@@ -165,7 +166,7 @@ impl Watcher {
             return Step::Behind;
         }
         match self.shared.read(self.events(&scan.events)) {
-            Ok(events) => Step::Batch(Batch::Events { events, revision: scan.next - 1 }),
+            Ok(events) => Step::Batch(Batch::Events { events, revision: scan.last }),
             Err(error) => Step::Batch(Batch::Unreadable { error }),
         }
     }
@@ -179,7 +180,7 @@ impl Watcher {
             return Err(self.shared.published.load().compact_revision());
         }
         let last = log.last_revision().min(from.saturating_add(SCAN_REVISIONS_MAX));
-        let mut scan = Scan { events: Vec::new(), next: from, reached_end: false };
+        let mut scan = Scan { events: Vec::new(), next: from, last: log.last_revision(), reached_end: false };
         let (mut revisions, mut bytes) = (0, 0);
         while scan.next <= last && revisions < BATCH_REVISIONS_MAX && bytes < BATCH_BYTES_MAX {
             let Some(changes) = log.get(scan.next) else { break };
@@ -194,7 +195,7 @@ impl Watcher {
             revisions += usize::from(scan.events.len() > before);
             scan.next += 1;
         }
-        scan.reached_end = scan.next > log.last_revision();
+        scan.reached_end = scan.next > scan.last;
         Ok(scan)
     }
 
@@ -220,6 +221,8 @@ struct Scan {
     events: Vec<VersionRef>,
     /// The first revision that was not looked at.
     next: i64,
+    /// The last revision that there is.
+    last: i64,
     reached_end: bool,
 }
 

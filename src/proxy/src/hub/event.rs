@@ -104,6 +104,9 @@ pub(crate) enum Delivery {
         revision: i64,
         /// Ascending.
         events: Vec<Arc<HubEvent>>,
+        /// For the header: where the watcher is not at the end yet, that is, as etcd's `syncWatchers` has it; else
+        /// `revision`.
+        header: i64,
         /// Events up to this revision come without the previous key-value pair, as that is compacted: at the very
         /// revision of a compaction etcd has an event, but not what was before it (its `sendLoop` reads one revision
         /// earlier and leaves out what it does not get).

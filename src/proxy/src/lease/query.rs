@@ -1,6 +1,6 @@
 //! What clients ask about leases.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
 use sharded_etcd_core::{
@@ -93,7 +93,7 @@ impl Leases {
         Ok(answer.header.map_or(0, |h| h.revision))
     }
 
-    /// etcd's `Lease.LeaseLeases`: all leases of clients.
+    /// etcd's `Lease.LeaseLeases`: all leases of clients, those with the least time left first.
     ///
     /// # Errors
     /// If meta cannot be reached.
@@ -106,7 +106,12 @@ impl Leases {
                 leases.push(pb::LeaseStatus { id });
             }
         };
-        read_all(self.meta().as_ref(), look).await.map_err(meta_status)?;
+        let meta = self.meta();
+        read_all(meta.as_ref(), look).await.map_err(meta_status)?;
+        // Meta has the real ones, in that order; those that it has no more are ending.
+        let real = meta.lease_leases().await.map_err(meta_status)?.leases;
+        let order: HashMap<i64, usize> = real.iter().enumerate().map(|(at, lease)| (lease.id, at)).collect();
+        leases.sort_by_key(|lease| order.get(&lease.id));
         Ok(pb::LeaseLeasesResponse { header: self.header(), leases })
     }
 }

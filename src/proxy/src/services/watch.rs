@@ -334,7 +334,7 @@ impl ClientStream {
     async fn deliver(&mut self, delivery: Delivery) -> Result<(), End> {
         let mut room = 0;
         match delivery {
-            Delivery::Events { watcher, revision, events, no_prev_upto, bytes } => {
+            Delivery::Events { watcher, header, events, no_prev_upto, bytes, .. } => {
                 room = bytes;
                 // Cancelled meanwhile: what was under way is dropped.
                 if let Some(to) = self.watchers.get_mut(&watcher) {
@@ -344,7 +344,7 @@ impl ClientStream {
                     let answer = pb::WatchResponse {
                         watch_id: id,
                         events: events.iter().map(|e| e.message(with_prev(e))).collect(),
-                        ..self.answer(revision)
+                        ..self.answer(header)
                     };
                     self.ctx.metrics.load.sent(events.iter().map(|e| e.key()));
                     drop(events);

@@ -27,6 +27,21 @@ pub(super) fn add(suite: &mut Suite) {
         },
     );
     suite.case(
+        "watch/start/past-header",
+        "events of the past come with the present revision in the header",
+        |c| async move {
+            let at = c.puts(&[("a/1", "1"), ("a/2", "2"), ("a/3", "3")]).await?;
+            // Once a watcher has seen the last one, the others know of it too.
+            let mut all = c.watch(c.watch_all(at[0])).await?;
+            c.same("events", all.words(3).await?, "+a/1=1 +a/2=2 +a/3=3");
+            let mut watching = c.watch(c.watch_key("a/1", at[0])).await?;
+            let answer = watching.next().await?;
+            c.same("events", answer.events.len(), 1);
+            c.holds("the header has the store's revision", revision(&answer.header) >= at[2]);
+            Ok(())
+        },
+    );
+    suite.case(
         "watch/start/past-and-on",
         "after the past come the changes that follow, without a gap",
         |c| async move {

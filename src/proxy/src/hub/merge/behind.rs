@@ -86,7 +86,7 @@ impl Merge {
             return 0;
         }
         let Scan { events, upto, then } = self.scan(fold, watcher, cursor);
-        if !events.is_empty() && !self.send_events(stream, id, upto, events, fold.compacted) {
+        if !events.is_empty() && !self.send_events(stream, id, upto, events, Some(fold.compacted)) {
             self.wait(id, cursor, Wait::Room);
             return upto - cursor;
         }

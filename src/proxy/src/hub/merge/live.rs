@@ -126,7 +126,7 @@ impl Merge {
             if events.is_empty() {
                 continue;
             }
-            if !self.send_events(stream, id, stop.unwrap_or(self.head), events, 0) {
+            if !self.send_events(stream, id, stop.unwrap_or(self.head), events, None) {
                 self.fall_behind(id, begin, Wait::Room);
             }
         }

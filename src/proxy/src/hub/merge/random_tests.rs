@@ -277,7 +277,7 @@ impl World {
             let delivery = self.under_way.get_mut(&stream).unwrap().pop_front().unwrap();
             let mut room = 0;
             match delivery {
-                Delivery::Events { watcher, revision, events, no_prev_upto, bytes } => {
+                Delivery::Events { watcher, revision, events, no_prev_upto, bytes, .. } => {
                     room = bytes;
                     assert!(!events.is_empty());
                     let Some(mut of) = self.watchers.remove(&watcher) else {
