@@ -212,7 +212,7 @@ fn open(disk: &Arc<SimDisk>) -> Result<Committer, EngineError> {
     let limits = Limits {
         disk: config.disk.clone(),
         dir: PathBuf::from(DIR),
-        quota_bytes: config.quota(),
+        quota_bytes: config.quota_limit(),
         lease_ttl_seconds_min: 1,
         checkpoint_wal_bytes: 24 * 1024,
         recent_bytes: 2048,

@@ -139,7 +139,7 @@ impl Engine {
         let limits = Limits {
             disk: config.disk.clone(),
             dir: config.dir.clone(),
-            quota_bytes: config.quota(),
+            quota_bytes: config.quota_limit(),
             lease_ttl_seconds_min: config.lease_ttl_seconds_min,
             checkpoint_wal_bytes: config.checkpoint_wal_bytes,
             recent_bytes: config.recent_bytes,
@@ -435,7 +435,7 @@ impl Engine {
             version: crate::ETCD_VERSION.to_owned(),
             db_size: i64::try_from(store.size()).unwrap_or(i64::MAX),
             db_size_in_use: i64::try_from(store.size_in_use()).unwrap_or(i64::MAX),
-            db_size_quota: i64::try_from(self.config.quota()).unwrap_or(i64::MAX),
+            db_size_quota: self.config.quota(),
             leader: self.shared.member_id,
             raft_index: store.applied(),
             raft_applied_index: store.applied(),
@@ -551,7 +551,7 @@ fn time_left(shared: &Shared, seconds_min: i64) -> Vec<Left> {
 }
 
 /// Revokes leases whose time is over, and wakes the committer when it has something to look at.
-async fn expire(shared: Arc<Shared>, commands: mpsc::WeakSender<Queued>, config: EngineConfig) {
+pub(crate) async fn expire(shared: Arc<Shared>, commands: mpsc::WeakSender<Queued>, config: EngineConfig) {
     let tick = config.lease_tick;
     let mut at = Instant::now();
     let mut write_down_at = at + config.lease_checkpoint_interval;
