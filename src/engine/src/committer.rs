@@ -687,6 +687,8 @@ impl Committer {
             // Before it counts as done: then nothing is read from what it makes superfluous.
             let result = checkpoint::write(&disk, &dir, cluster_id, last, &snapshot)
                 .and_then(|written| written.take_values_over(&disk));
+            // What the state pinned is given back here too: the writer waits for this thread once it says that it is done.
+            drop(snapshot);
             done.store(true, Ordering::Release);
             result
         };
@@ -710,25 +712,24 @@ impl Committer {
                 source: std::io::Error::other("its thread panicked"),
             })
         });
-        let released = result.and_then(|bytes| {
-            self.checkpoint_bytes = bytes;
-            self.recent.forget_moved();
-            self.wal.release(running.sequence)
-        });
-        if let Err(error) = released {
-            if let WalError::Io { source, .. } = &error
-                && let Some(source) = source.get_ref()
-                && matches!(source.downcast_ref(), Some(ValueError::Damaged { .. }))
-            {
-                self.shared.found_damage();
+        let error = match result {
+            Ok(bytes) => {
+                self.checkpoint_bytes = bytes;
+                self.recent.forget_moved();
+                self.wal.release(running.sequence);
+                return;
             }
-            // The log still has everything; it only grows until a later checkpoint works.
-            tracing::error!(
-                error = explain(&error),
-                "a checkpoint failed; it is tried again after more writes"
-            );
-            self.checkpoint_bytes = self.checkpoint_bytes.max(running.wal_bytes);
+            Err(error) => error,
+        };
+        if let WalError::Io { source, .. } = &error
+            && let Some(source) = source.get_ref()
+            && matches!(source.downcast_ref(), Some(ValueError::Damaged { .. }))
+        {
+            self.shared.found_damage();
         }
+        // The log still has everything; it only grows until a later checkpoint works.
+        tracing::error!(error = explain(&error), "a checkpoint failed; it is tried again after more writes");
+        self.checkpoint_bytes = self.checkpoint_bytes.max(running.wal_bytes);
     }
 }
 
