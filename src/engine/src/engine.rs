@@ -26,7 +26,7 @@ use crate::{
     errors, identity,
     lease::{Left, Renewal},
     metrics,
-    mvcc::{Key, RangeScan, Store},
+    mvcc::{Key, RangeScan, Step, Store},
     shared::{RAFT_TERM, Shared},
     txn,
     wal::{self, Wal, WalError},
@@ -287,13 +287,14 @@ impl Engine {
         check::range(&request)?;
         let store = self.shared.published.load();
         let mut scan = RangeScan::new(&store, request, store.revision())?;
-        if self.shared.read(scan.step(&store, SCAN_KEYS_MAX))? {
+        if self.shared.read(scan.step_cached(&store, SCAN_KEYS_MAX))? == Step::Done {
             return self.finish_range(&store, scan).map(RangeProgress::Done);
         }
         Ok(RangeProgress::More(Arc::clone(&store), scan))
     }
 
-    /// Finishes a large Range in slices on the same snapshot, so that other tasks of this thread have their turn.
+    /// Finishes a large Range in slices on the same snapshot, so that other tasks of this thread have their turn. What is to be
+    /// read from the disk is read by a thread that may wait.
     pub(crate) async fn finish_large_range(
         &self,
         store: Arc<Store>,
@@ -301,7 +302,20 @@ impl Engine {
     ) -> Result<pb::RangeResponse> {
         loop {
             tokio::task::yield_now().await;
-            if self.shared.read(scan.step(&store, SCAN_KEYS_MAX))? {
+            let is_done = match self.shared.read(scan.step_cached(&store, SCAN_KEYS_MAX))? {
+                Step::OnDisk => {
+                    let read = move || {
+                        let is_done = scan.read_on();
+                        (scan, is_done)
+                    };
+                    let (read, is_done) =
+                        tokio::task::spawn_blocking(read).await.map_err(|_| errors::stopped())?;
+                    scan = read;
+                    self.shared.read(is_done)?
+                }
+                step => step == Step::Done,
+            };
+            if is_done {
                 return self.finish_range(&store, scan);
             }
         }
