@@ -183,7 +183,7 @@ row "resident memory after that start, MiB" "$(resident_mib "${pid[etcd]}")" "$(
 echo
 echo "Puts by 10 clients while maintenance goes on, beside an fdatasync of another file every 5 ms:"
 echo
-ours stall 4 "$work"
+ours stall 4 "$work" "$keys"
 awk -F '\t' '
-    BEGIN { print "| during | server | puts/s | p99 ms | longest ms | longest fdatasync ms |\n| --- | --- | ---: | ---: | ---: | ---: |" }
-    { split($1, name, "; "); printf "| %s | %s | %s | %s | %s | %s |\n", name[1], $2, $3, $5, $6, name[2] }' "$results"
+    BEGIN { print "| during | server | puts/s | p99 ms | longest ms | stalls over 50 ms | longest fdatasync ms | fdatasyncs over 50 ms |\n| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |" }
+    { split($1, name, "; "); printf "| %s | %s | %s | %s | %s | %s | %s | %s |\n", name[1], $2, $3, $5, $6, name[2], name[3], name[4] }' "$results"

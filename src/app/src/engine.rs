@@ -49,8 +49,7 @@ pub async fn run(args: EngineArgs) -> Result<()> {
     let urls = client_urls(&args.advertise_client_urls, &bound);
     let dir = args.data_dir.unwrap_or_else(|| format!("{}.etcd", args.name).into());
     let mut config = EngineConfig::new(dir, args.name);
-    // Negative: as large as it likes.
-    config.quota_bytes = u64::try_from(args.quota_backend_bytes).unwrap_or(u64::MAX);
+    config.quota_bytes = args.quota_backend_bytes;
     config.progress_interval = args.watch.watch_progress_notify_interval;
     config.max_txn_ops = args.max_txn_ops;
     config.max_request_bytes = args.max_request_bytes;

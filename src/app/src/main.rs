@@ -11,6 +11,7 @@ mod host;
 mod listen;
 mod logs;
 mod member_guard;
+mod open_files;
 mod operator;
 mod order;
 mod patience;
@@ -82,6 +83,7 @@ fn run(command: Command) -> Result<ExitCode> {
             print(format_args!("{}", engine::restore(args)?))
         }
         command => {
+            open_files::raise_limit();
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
                 .build()

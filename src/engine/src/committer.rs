@@ -187,6 +187,8 @@ pub(crate) struct Committer {
     collected: i64,
     /// Compactions that wait for it.
     physical: Vec<Answer>,
+    /// Defragmentations that wait for the checkpoint that is being written.
+    defragmenting: Vec<Reply<pb::DefragmentResponse>>,
     /// Compactions of the batch under way: from where to where.
     compacted: Vec<(i64, i64)>,
 }
@@ -222,6 +224,7 @@ impl Committer {
             checkpointing: None,
             collected: -1,
             physical: Vec::new(),
+            defragmenting: Vec::new(),
             compacted: Vec::new(),
         }
     }
@@ -436,7 +439,12 @@ impl Committer {
                 // A checkpoint is what shrinks the files.
                 self.wal_bytes = self.wal_bytes.max(1);
                 self.start_checkpoint();
-                batch.answers.push(Answer::Defragment(reply, Ok(pb::DefragmentResponse::default())));
+                if self.checkpointing.is_some() {
+                    self.defragmenting.push(reply);
+                } else {
+                    let error = unavailable("there is no thread for a checkpoint; try again");
+                    batch.answers.push(Answer::Defragment(reply, Err(error)));
+                }
             }
             Command::Tick => {}
             Command::Shutdown => self.commands.close(),
@@ -678,7 +686,8 @@ impl Committer {
         if self.checkpointing.is_some() || self.wal_bytes == 0 {
             return;
         }
-        let snapshot = self.shared.published.load_full();
+        let shared = Arc::clone(&self.shared);
+        let snapshot = shared.published.load_full();
         let (disk, dir) = (self.limits.disk.clone(), self.limits.dir.clone());
         let (cluster_id, last) = (self.shared.cluster_id, self.wal.last());
         let is_done = Arc::new(AtomicBool::new(false));
@@ -687,7 +696,10 @@ impl Committer {
             // Before it counts as done: then nothing is read from what it makes superfluous.
             let result = checkpoint::write(&disk, &dir, cluster_id, last, &snapshot)
                 .and_then(|written| written.take_values_over(&disk));
+            // What the state pinned is given back here too: the writer waits for this thread once it says that it is done.
+            drop(snapshot);
             done.store(true, Ordering::Release);
+            shared.wake_committer();
             result
         };
         match self.limits.disk.spawn("engine-checkpoint", work) {
@@ -710,25 +722,28 @@ impl Committer {
                 source: std::io::Error::other("its thread panicked"),
             })
         });
-        let released = result.and_then(|bytes| {
-            self.checkpoint_bytes = bytes;
-            self.recent.forget_moved();
-            self.wal.release(running.sequence)
-        });
-        if let Err(error) = released {
-            if let WalError::Io { source, .. } = &error
-                && let Some(source) = source.get_ref()
-                && matches!(source.downcast_ref(), Some(ValueError::Damaged { .. }))
-            {
-                self.shared.found_damage();
+        let error = match result {
+            Ok(bytes) => {
+                self.checkpoint_bytes = bytes;
+                self.recent.forget_moved();
+                self.wal.release(running.sequence);
+                let done = |reply: Reply<_>| drop(reply.send(Ok(pb::DefragmentResponse::default())));
+                return self.defragmenting.drain(..).for_each(done);
             }
-            // The log still has everything; it only grows until a later checkpoint works.
-            tracing::error!(
-                error = explain(&error),
-                "a checkpoint failed; it is tried again after more writes"
-            );
-            self.checkpoint_bytes = self.checkpoint_bytes.max(running.wal_bytes);
+            Err(error) => error,
+        };
+        if let WalError::Io { source, .. } = &error
+            && let Some(source) = source.get_ref()
+            && matches!(source.downcast_ref(), Some(ValueError::Damaged { .. }))
+        {
+            self.shared.found_damage();
         }
+        // The log still has everything; it only grows until a later checkpoint works.
+        let message = explain(&error);
+        tracing::error!(error = message, "a checkpoint failed; it is tried again after more writes");
+        let error = ShardError::refused(Code::Unknown, format!("etcdserver: {message}"));
+        self.defragmenting.drain(..).for_each(|reply| drop(reply.send(Err(error.clone()))));
+        self.checkpoint_bytes = self.checkpoint_bytes.max(running.wal_bytes);
     }
 }
 

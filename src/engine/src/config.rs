@@ -14,8 +14,8 @@ pub struct EngineConfig {
     /// The cluster id in all headers. None: chosen at random when the directory is first used. It is kept there, and
     /// opening with another one is refused.
     pub cluster_id: Option<u64>,
-    /// Size at which puts are refused and the alarm NOSPACE goes up, in bytes; 0 for etcd's default of 2 GiB.
-    pub quota_bytes: u64,
+    /// Size at which puts are refused and the alarm NOSPACE goes up, in bytes; 0 for etcd's default of 2 GiB, negative for none.
+    pub quota_bytes: i64,
     /// Compares or operations in one Txn at most (etcd: `--max-txn-ops`).
     pub max_txn_ops: usize,
     /// Size of an encoded request at most (etcd: `--max-request-bytes`).
@@ -72,9 +72,14 @@ impl EngineConfig {
         }
     }
 
-    /// The quota in bytes with the default filled in.
-    pub fn quota(&self) -> u64 {
+    /// The quota in bytes with the default filled in, as etcd shows it: negative for none.
+    pub fn quota(&self) -> i64 {
         if self.quota_bytes == 0 { quota::DEFAULT_QUOTA_BYTES } else { self.quota_bytes }
+    }
+
+    /// The same as a limit.
+    pub(crate) fn quota_limit(&self) -> u64 {
+        u64::try_from(self.quota()).unwrap_or(u64::MAX)
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
     errors, identity,
     lease::{Left, Renewal},
     metrics,
-    mvcc::{Key, RangeScan, Store},
+    mvcc::{Key, RangeScan, Step, Store},
     shared::{RAFT_TERM, Shared},
     txn,
     wal::{self, Wal, WalError},
@@ -139,7 +139,7 @@ impl Engine {
         let limits = Limits {
             disk: config.disk.clone(),
             dir: config.dir.clone(),
-            quota_bytes: config.quota(),
+            quota_bytes: config.quota_limit(),
             lease_ttl_seconds_min: config.lease_ttl_seconds_min,
             checkpoint_wal_bytes: config.checkpoint_wal_bytes,
             recent_bytes: config.recent_bytes,
@@ -287,13 +287,14 @@ impl Engine {
         check::range(&request)?;
         let store = self.shared.published.load();
         let mut scan = RangeScan::new(&store, request, store.revision())?;
-        if self.shared.read(scan.step(&store, SCAN_KEYS_MAX))? {
+        if self.shared.read(scan.step_cached(&store, SCAN_KEYS_MAX))? == Step::Done {
             return self.finish_range(&store, scan).map(RangeProgress::Done);
         }
         Ok(RangeProgress::More(Arc::clone(&store), scan))
     }
 
-    /// Finishes a large Range in slices on the same snapshot, so that other tasks of this thread have their turn.
+    /// Finishes a large Range in slices on the same snapshot, so that other tasks of this thread have their turn. What is to be
+    /// read from the disk is read by a thread that may wait.
     pub(crate) async fn finish_large_range(
         &self,
         store: Arc<Store>,
@@ -301,7 +302,20 @@ impl Engine {
     ) -> Result<pb::RangeResponse> {
         loop {
             tokio::task::yield_now().await;
-            if self.shared.read(scan.step(&store, SCAN_KEYS_MAX))? {
+            let is_done = match self.shared.read(scan.step_cached(&store, SCAN_KEYS_MAX))? {
+                Step::OnDisk => {
+                    let read = move || {
+                        let is_done = scan.read_on();
+                        (scan, is_done)
+                    };
+                    let (read, is_done) =
+                        tokio::task::spawn_blocking(read).await.map_err(|_| errors::stopped())?;
+                    scan = read;
+                    self.shared.read(is_done)?
+                }
+                step => step == Step::Done,
+            };
+            if is_done {
                 return self.finish_range(&store, scan);
             }
         }
@@ -435,7 +449,7 @@ impl Engine {
             version: crate::ETCD_VERSION.to_owned(),
             db_size: i64::try_from(store.size()).unwrap_or(i64::MAX),
             db_size_in_use: i64::try_from(store.size_in_use()).unwrap_or(i64::MAX),
-            db_size_quota: i64::try_from(self.config.quota()).unwrap_or(i64::MAX),
+            db_size_quota: self.config.quota(),
             leader: self.shared.member_id,
             raft_index: store.applied(),
             raft_applied_index: store.applied(),
@@ -551,7 +565,7 @@ fn time_left(shared: &Shared, seconds_min: i64) -> Vec<Left> {
 }
 
 /// Revokes leases whose time is over, and wakes the committer when it has something to look at.
-async fn expire(shared: Arc<Shared>, commands: mpsc::WeakSender<Queued>, config: EngineConfig) {
+pub(crate) async fn expire(shared: Arc<Shared>, commands: mpsc::WeakSender<Queued>, config: EngineConfig) {
     let tick = config.lease_tick;
     let mut at = Instant::now();
     let mut write_down_at = at + config.lease_checkpoint_interval;

@@ -34,6 +34,8 @@ mod disk;
 mod engine;
 pub mod entry;
 pub mod errors;
+#[cfg(test)]
+mod expiry_tests;
 mod hash;
 mod history;
 mod identity;

@@ -3,7 +3,7 @@
 use sharded_etcd_etcd_api::messages as pb;
 
 /// etcd's default quota, used when the configuration says 0.
-pub const DEFAULT_QUOTA_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+pub const DEFAULT_QUOTA_BYTES: i64 = 2 * 1024 * 1024 * 1024;
 
 /// The charge for granting a lease.
 pub const LEASE_COST_BYTES: u64 = 64;

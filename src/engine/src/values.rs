@@ -102,6 +102,12 @@ impl ValueFile {
         }
     }
 
+    /// None if that would have to wait for the disk, or fails.
+    fn read_cached(&self, offset: u64, len: usize) -> Option<Bytes> {
+        let mut buffer = vec![0; len];
+        self.file.read_cached_at(&mut buffer, offset).then(|| buffer.into())
+    }
+
     fn damaged(&self, offset: u64) -> ValueError {
         ValueError::Damaged { path: self.path.clone(), offset }
     }
@@ -237,6 +243,25 @@ impl Job<'_> {
 pub(crate) fn read_all<'a>(
     versions: impl ExactSizeIterator<Item = &'a Version>,
 ) -> Result<Vec<Bytes>, ValueError> {
+    read_runs(versions, |file, offset, len| file.read(offset, len).map(Some)).map(Option::unwrap_or_default)
+}
+
+/// Like [`read_all`], but without waiting for the disk: None if not all of them are in memory or in the page cache, or
+/// cannot be read.
+///
+/// # Errors
+/// If one is damaged.
+pub(crate) fn read_all_cached<'a>(
+    versions: impl ExactSizeIterator<Item = &'a Version>,
+) -> Result<Option<Vec<Bytes>>, ValueError> {
+    read_runs(versions, |file, offset, len| Ok(file.read_cached(offset, len)))
+}
+
+/// None as soon as `read` gives none.
+fn read_runs<'a>(
+    versions: impl ExactSizeIterator<Item = &'a Version>,
+    read: impl Fn(&ValueFile, u64, usize) -> Result<Option<Bytes>, ValueError>,
+) -> Result<Option<Vec<Bytes>>, ValueError> {
     let mut values = Vec::with_capacity(versions.len());
     let mut jobs = Vec::new();
     for (at, version) in versions.enumerate() {
@@ -262,7 +287,9 @@ pub(crate) fn read_all<'a>(
         }
         let (run, later) = rest.split_at(count);
         rest = later;
-        let bytes = begin.file.read(begin.offset, (end - begin.offset) as usize)?;
+        let Some(bytes) = read(&begin.file, begin.offset, (end - begin.offset) as usize)? else {
+            return Ok(None);
+        };
         for job in run {
             let from = (job.offset - begin.offset) as usize;
             let value = bytes.slice(from..from + job.version.value_len());
@@ -272,7 +299,7 @@ pub(crate) fn read_all<'a>(
             values[job.at] = value;
         }
     }
-    Ok(values)
+    Ok(Some(values))
 }
 
 /// How many of these versions to read at a time where all are gone through; at least one.

@@ -1,14 +1,18 @@
 //! Reading values from files.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
-use std::{fs, sync::Arc};
+use std::{collections::VecDeque, fs, sync::Arc};
 
 use bytes::Bytes;
+use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_testkit::Dice;
+use tokio::sync::oneshot;
 
 use crate::{
-    disk::Disk,
-    mvcc::{Key, Version, VersionRef},
+    committer::Command,
+    crash_tests,
+    disk::{Disk, sim::SimDisk},
+    mvcc::{Key, RangeScan, Step, Version, VersionRef},
     values::{IN_MEMORY_BYTES_MAX, Place, Recent, Value, ValueError, ValueFile, read_all, window},
 };
 
@@ -150,4 +154,44 @@ fn the_newest_values_stay_in_memory_and_older_ones_leave_it() {
         assert!(!version.is_in_memory() || at >= 100);
         assert_eq!(version.value().unwrap(), value);
     }
+}
+
+/// A simulated disk has no page cache.
+#[test]
+fn a_range_does_not_wait_for_the_disk_unless_it_is_told_to() {
+    let disk = SimDisk::new(1);
+    disk.set(0, u64::MAX);
+    let mut committer = crash_tests::open(&disk).unwrap();
+    let put = |n: u8| {
+        let value = Bytes::from(vec![n; 5000]);
+        let (reply, _) = oneshot::channel();
+        Command::Put(pb::PutRequest { key: vec![n].into(), value, ..Default::default() }, reply)
+    };
+    committer.work(&mut (0..10).map(put).collect::<VecDeque<_>>());
+    let store = committer.published();
+    let all = |keys_only| {
+        let (key, range_end) = (vec![0].into(), vec![0].into());
+        let request = pb::RangeRequest { key, range_end, keys_only, ..Default::default() };
+        RangeScan::new(&store, request, store.revision()).unwrap()
+    };
+    let mut scan = all(false);
+    let mut steps = 0;
+    loop {
+        steps += 1;
+        assert_eq!(scan.step_cached(&store, 3).unwrap(), Step::OnDisk);
+        assert_eq!(scan.step_cached(&store, 3).unwrap(), Step::OnDisk, "it is not passed over");
+        if scan.read_on().unwrap() {
+            break;
+        }
+    }
+    assert_eq!(steps, 4);
+    let kvs = scan.finish().kvs;
+    assert_eq!(kvs.len(), 10);
+    assert!((0..10).zip(&kvs).all(|(n, kv)| kv.key == vec![n] && kv.value == vec![n; 5000]));
+
+    let mut scan = all(true);
+    assert_eq!(scan.step_cached(&store, 100).unwrap(), Step::Done);
+    let mut scan = all(false);
+    assert!(scan.step(&store, 100).unwrap());
+    assert_eq!(scan.finish().kvs, kvs);
 }

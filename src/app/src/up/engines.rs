@@ -226,7 +226,7 @@ impl Engines {
         match &self.backend {
             Backend::Embedded => {
                 let mut config = EngineConfig::new(folder, name);
-                config.quota_bytes = quota_bytes;
+                config.quota_bytes = i64::try_from(quota_bytes).unwrap_or(i64::MAX);
                 config.max_txn_ops = TXN_OPS_MAX;
                 config.max_request_bytes = REQUEST_BYTES_MAX;
                 let started = Instant::now();

@@ -4,4 +4,5 @@
 mod check;
 mod full;
 mod kill;
+mod open_files;
 mod server;

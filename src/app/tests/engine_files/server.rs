@@ -62,9 +62,14 @@ impl Server {
 
     /// Runs it where no file may be larger than so many units of 512 bytes, as POSIX counts them.
     pub fn spawn_with_files_of(&mut self, units: u64) {
-        let mut command = Command::new("sh");
         // The signal would end it; ignored, the write fails instead, as on a disk that takes no more.
-        command.args(["-c", &format!("trap '' XFSZ; ulimit -f {units}; exec \"$0\" \"$@\""), PROGRAM]);
+        self.spawn_after(&format!("trap '' XFSZ; ulimit -f {units}"));
+    }
+
+    /// Runs it in a shell's place after these commands.
+    pub fn spawn_after(&mut self, commands: &str) {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{commands}; exec \"$0\" \"$@\""), PROGRAM]);
         self.spawn_as(command);
     }
 

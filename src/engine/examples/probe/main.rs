@@ -6,8 +6,9 @@
 //! - `fill KEYS VALUE_BYTES CLIENTS`: puts keys in order.
 //! - `range KEYS TOTAL CLIENTS`: ranges of so many keys of a store that `fill` filled.
 //! - `watch WATCHERS PUTS`: puts on one key, each followed until every watcher has its event.
-//! - `stall SECONDS DIR`: puts while nothing else happens, during a compaction, a defragmentation and a snapshot; and
-//!   what an fdatasync in DIR takes at the same time.
+//! - `stall SECONDS DIR KEYS`: puts on so many keys while nothing else happens, during a compaction, a defragmentation (of the
+//!   engine: a checkpoint) and a snapshot, at least so long each; and what an fdatasync in DIR takes at the same time. The
+//!   name has behind semicolons: stalls of more than 50 ms, the longest fdatasync in ms, and how many took more than 50 ms.
 //! - `await`: prints how long it takes until the server answers a read, in ms.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
@@ -38,7 +39,7 @@ async fn main() {
         "fill" => fill(&clients, number(0), number(1), number(2)).await,
         "range" => range(&clients, number(0), number(1), number(2)).await,
         "watch" => watch::run(&clients, number(0), number(1)).await,
-        "stall" => stall::run(&clients, number(0), &rest[1]).await,
+        "stall" => stall::run(&clients, number(0), &rest[1], number(2)).await,
         _ => panic!("no such case: {case}"),
     }
 }

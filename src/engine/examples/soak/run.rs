@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -24,6 +25,8 @@ const COMPACT_EVERY_MAX: u64 = 100_000;
 const KEPT_MAX: u64 = 10_000;
 /// Log bytes between two checkpoints at most, as the engine has it by default.
 const CHECKPOINT_BYTES_MAX: u64 = 64 << 20;
+/// How long an operation may take.
+const REQUEST_LIMIT: Duration = Duration::from_secs(600);
 /// Samples of memory and disk in one run.
 pub const SAMPLES: u64 = 50;
 
@@ -87,6 +90,8 @@ async fn open(dir: &Path, checkpoint_bytes: u64) -> Arc<Engine> {
     let mut config = EngineConfig::new(dir, "soak");
     config.checkpoint_wal_bytes = checkpoint_bytes;
     config.segment_bytes = checkpoint_bytes / 4;
+    // A machine that is busy with other work, or stops this process for a while, is no failure.
+    config.request_timeout = REQUEST_LIMIT;
     Engine::open(config).await.expect("the engine opens")
 }
 

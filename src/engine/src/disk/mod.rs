@@ -7,11 +7,13 @@ pub mod sim;
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, IoSliceMut, Read, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     thread::JoinHandle,
 };
+
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 /// Where files are.
 #[derive(Debug, Clone, Default)]
@@ -172,6 +174,25 @@ impl DiskFile {
             Self::Real(file) => file.read_exact_at(buffer, offset),
             #[cfg(test)]
             Self::Sim(file) => file.read_exact_at(buffer, offset),
+        }
+    }
+
+    /// Fills the buffer from an offset without waiting for the disk. False if that cannot be done, as not everything is in the
+    /// page cache; what is in the buffer then means nothing. Where the file system cannot tell it waits.
+    pub fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> bool {
+        match self {
+            Self::Real(file) => {
+                let slices = &mut [IoSliceMut::new(buffer)];
+                match preadv2(file, slices, offset, ReadWriteFlags::NOWAIT) {
+                    Ok(read) => read == buffer.len(),
+                    Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
+                        file.read_exact_at(buffer, offset).is_ok()
+                    }
+                    Err(_) => false,
+                }
+            }
+            #[cfg(test)]
+            Self::Sim(_) => false,
         }
     }
 

@@ -19,7 +19,7 @@ mod model_tests;
 pub use events::{Changes, EventLog, FIRST_EVENT_REVISION};
 pub use key::Key;
 pub use key_range::KeyRange;
-pub use scan::RangeScan;
+pub use scan::{RangeScan, Step};
 pub use store::{Alarm, Lease, Restore, Store};
 pub use version::{StoredVersion, VERSION_OVERHEAD_BYTES, Version, VersionRef};
 pub use write::WriteTxn;

@@ -8,7 +8,10 @@ use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::Result;
 
 use super::{Key, Store, VersionRef, key_range::bounds, store::live_at};
-use crate::{errors, values::read_all};
+use crate::{
+    errors,
+    values::{read_all, read_all_cached},
+};
 
 /// Bytes of values that one step reads, about.
 const STEP_BYTES_MAX: usize = 4 << 20;
@@ -26,6 +29,25 @@ pub struct RangeScan {
     kvs: Vec<pb::KeyValue>,
     kvs_max: usize,
     count: i64,
+    /// Keys that were found and whose values are on the disk only, and whether they are the last ones.
+    unread: Option<(Vec<VersionRef>, bool)>,
+}
+
+/// What a step of a [`RangeScan`] came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The range is done.
+    Done,
+    /// There is more.
+    More,
+    /// Values are to be read from the disk: [`RangeScan::read_on`] goes on.
+    OnDisk,
+}
+
+impl From<bool> for Step {
+    fn from(is_done: bool) -> Self {
+        if is_done { Self::Done } else { Self::More }
+    }
 }
 
 impl RangeScan {
@@ -40,7 +62,7 @@ impl RangeScan {
         }
         let needed = if request.count_only { Some(0) } else { keys_needed(&request) };
         let kvs_max = needed.map_or(usize::MAX, |needed| usize::try_from(needed).unwrap_or(usize::MAX));
-        Ok(Self { request, newest, revision, resume: None, kvs: Vec::new(), kvs_max, count: 0 })
+        Ok(Self { request, newest, revision, resume: None, kvs: Vec::new(), kvs_max, count: 0, unread: None })
     }
 
     /// The revision that is read.
@@ -54,19 +76,54 @@ impl RangeScan {
     /// # Errors
     /// If a value cannot be read.
     pub fn step(&mut self, store: &Store, keys_max: usize) -> Result<bool> {
+        match self.step_cached(store, keys_max)? {
+            Step::OnDisk => self.read_on(),
+            step => Ok(step == Step::Done),
+        }
+    }
+
+    /// The same, but without waiting for the disk.
+    ///
+    /// # Errors
+    /// If a value is damaged.
+    pub fn step_cached(&mut self, store: &Store, keys_max: usize) -> Result<Step> {
+        if self.unread.is_some() {
+            return Ok(Step::OnDisk);
+        }
         let mut found = Vec::new();
         let is_done = self.walk(store, keys_max, &mut found);
-        if self.needs_values() {
-            let values = read_all(found.iter().map(|version| &**version))?;
-            let with_values = found.iter().zip(values).map(|(version, value)| version.with_value(value));
-            self.kvs.extend(with_values);
-        } else {
+        if !self.needs_values() {
             // etcd answers keys-only from its index, which does not know leases.
             let without =
                 found.iter().map(|version| pb::KeyValue { lease: 0, ..version.with_value(Bytes::new()) });
             self.kvs.extend(without);
+            return Ok(is_done.into());
         }
+        match read_all_cached(found.iter().map(|version| &**version))? {
+            Some(values) => {
+                self.add(&found, values);
+                Ok(is_done.into())
+            }
+            None => {
+                self.unread = Some((found, is_done));
+                Ok(Step::OnDisk)
+            }
+        }
+    }
+
+    /// Reads the values that the step before came to, which may take as long as the disk does. True when the range is done.
+    ///
+    /// # Errors
+    /// If a value cannot be read.
+    pub fn read_on(&mut self) -> Result<bool> {
+        let Some((found, is_done)) = self.unread.take() else { return Ok(false) };
+        let values = read_all(found.iter().map(|version| &**version))?;
+        self.add(&found, values);
         Ok(is_done)
+    }
+
+    fn add(&mut self, found: &[VersionRef], values: Vec<Bytes>) {
+        self.kvs.extend(found.iter().zip(values).map(|(version, value)| version.with_value(value)));
     }
 
     fn needs_values(&self) -> bool {

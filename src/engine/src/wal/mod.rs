@@ -17,6 +17,7 @@
 
 mod frame;
 mod reader;
+mod release;
 mod segment;
 
 mod writer;

@@ -267,7 +267,7 @@ fn released_segments_are_used_again_and_their_old_records_never_count() {
     for n in 0..1000 {
         append(&mut wal, &record(n % 50)).unwrap();
         if n % 100 == 99 {
-            wal.release(wal.last_sequence()).unwrap();
+            wal.release(wal.last_sequence());
         }
     }
     let last = wal.last_sequence();
@@ -279,13 +279,39 @@ fn released_segments_are_used_again_and_their_old_records_never_count() {
 }
 
 #[test]
+fn segments_that_cannot_be_removed_are_removed_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = open(dir.path(), None);
+    for n in 0..300 {
+        append(&mut wal, &record(n % 50)).unwrap();
+    }
+    let before = segments(dir.path());
+    assert!(before.len() > 3);
+    // A folder is not removed as a file is.
+    fs::remove_file(&before[1]).unwrap();
+    fs::create_dir(&before[1]).unwrap();
+    wal.release(wal.last_sequence());
+    // Waits for the time before.
+    wal.release(0);
+    assert_eq!(segments(dir.path()), before[1..]);
+    fs::remove_dir(&before[1]).unwrap();
+    fs::write(&before[1], "").unwrap();
+    wal.release(wal.last_sequence());
+    append(&mut wal, b"tail").unwrap();
+    let last = wal.last_sequence() - 1;
+    drop(wal);
+    assert_eq!(segments(dir.path()), before[before.len() - 1..]);
+    assert_eq!(read(dir.path(), last).unwrap().0, [b"tail".to_vec()]);
+}
+
+#[test]
 fn records_before_the_first_segment_are_missed() {
     let dir = tempfile::tempdir().unwrap();
     let mut wal = open(dir.path(), None);
     for n in 0..300 {
         append(&mut wal, &record(n % 50)).unwrap();
     }
-    wal.release(250).unwrap();
+    wal.release(250);
     drop(wal);
     assert!(read(dir.path(), 250).is_ok());
     assert!(matches!(read(dir.path(), 3), Err(WalError::Corrupt { .. })));

@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     IoHook, IoStep, Position, Recovered, WalError, frame,
+    release::{self, Released, Releasing},
     segment::{self, Header},
 };
 use crate::{disk::Disk, values::ValueFile};
@@ -38,18 +39,12 @@ pub struct Appended {
     pub(crate) offset: u64,
 }
 
-struct Segment {
-    first_sequence: u64,
-    path: PathBuf,
+/// A segment of the log.
+pub(super) struct Segment {
+    pub(super) first_sequence: u64,
+    pub(super) path: PathBuf,
     /// None for one that nothing was read from.
-    file: Option<Arc<ValueFile>>,
-}
-
-impl Segment {
-    /// Gives the file up. Whether nobody reads values from it any more, so that it may be written to.
-    fn give_up(self) -> bool {
-        self.file.is_none_or(|file| Arc::into_inner(file).is_some())
-    }
+    pub(super) file: Option<Arc<ValueFile>>,
 }
 
 /// The open log.
@@ -71,6 +66,8 @@ pub struct Wal {
     spares: Vec<PathBuf>,
     spare_number: u64,
     preparing: Option<JoinHandle<Result<PathBuf, WalError>>>,
+    /// Segments that are being given up.
+    releasing: Option<Releasing>,
 }
 
 struct Current {
@@ -127,6 +124,7 @@ impl Wal {
             spares: Vec::new(),
             spare_number: 0,
             preparing: None,
+            releasing: None,
         };
         if let Some(Segment { first_sequence, path, file: Some(file) }) = wal.segments.back() {
             let mut block = vec![0; segment::HEADER_BYTES];
@@ -247,6 +245,7 @@ impl Wal {
     /// Starts a new segment.
     fn roll(&mut self) -> Result<(), WalError> {
         self.must_roll = true;
+        self.look_after_released();
         if let Some(hook) = &self.hook {
             hook(IoStep::Roll).map_err(WalError::io("make a segment in", &self.dir))?;
         }
@@ -307,6 +306,7 @@ impl Wal {
 
     /// Has the next segment made in the background, so that rolling does not wait for zeros.
     fn prepare_spare(&mut self) {
+        self.look_after_released();
         if !self.spares.is_empty() || self.preparing.is_some() {
             return;
         }
@@ -319,24 +319,49 @@ impl Wal {
 
     /// Gives up the segments whose records are all at or below `sequence`, which a checkpoint holds. One that somebody still
     /// reads values from loses its name only.
-    pub fn release(&mut self, sequence: u64) -> Result<(), WalError> {
-        let mut reusable = Vec::new();
+    ///
+    /// A thread does it: removing large files, and making that durable, can take longer than a write should wait. What cannot
+    /// be removed is tried again the next time.
+    pub fn release(&mut self, sequence: u64) {
+        // The last time is long over; if it is not, there must not be more and more of them.
+        self.wait_for_released();
+        let mut segments = Vec::new();
         while self.segments.len() > 1 && self.segments[1].first_sequence <= sequence + 1 {
             let Some(segment) = self.segments.pop_front() else { break };
-            let path = segment.path.clone();
-            let is_regular = self.disk.len(&path).is_ok_and(|bytes| bytes == self.segment_bytes);
-            if is_regular && self.spares.len() + reusable.len() < SPARES_MAX && segment.give_up() {
-                let spare = self.next_spare_path();
-                self.disk.rename(&path, &spare).map_err(WalError::io("rename", &path))?;
-                reusable.push(spare);
-            } else {
-                self.disk.remove(&path).map_err(WalError::io("remove", &path))?;
-            }
+            segments.push(segment);
         }
-        segment::sync_dir(&self.disk, &self.dir)?;
-        // Only now: as long as a file may come back under its old name, nothing may be written to it.
-        self.spares.append(&mut reusable);
-        Ok(())
+        if segments.is_empty() {
+            return;
+        }
+        let spares = (self.spares.len()..SPARES_MAX).map(|_| self.next_spare_path()).collect();
+        match release::start(&self.disk, &self.dir, self.segment_bytes, segments, spares) {
+            Ok(releasing) => self.releasing = Some(releasing),
+            Err(released) => self.take_over(released),
+        }
+    }
+
+    /// Looks whether the segments that were given up last are gone.
+    fn look_after_released(&mut self) {
+        if self.releasing.as_ref().is_some_and(Releasing::is_done) {
+            self.wait_for_released();
+        }
+    }
+
+    fn wait_for_released(&mut self) {
+        if let Some(releasing) = self.releasing.take() {
+            self.take_over(releasing.wait());
+        }
+    }
+
+    fn take_over(&mut self, released: Released) {
+        if let Some(error) = &released.error {
+            let error = crate::committer::explain(error);
+            tracing::error!(error, "old log segments are still there; they are removed with the next ones");
+        }
+        self.spares.extend(released.spares);
+        for segment in released.left.into_iter().rev() {
+            self.segments.push_front(segment);
+        }
     }
 }
 
@@ -346,6 +371,7 @@ impl Drop for Wal {
             // Its result is of no use any more; the file is removed at the next start.
             let _ = preparing.join();
         }
+        self.wait_for_released();
     }
 }
 

@@ -465,6 +465,16 @@ async fn the_quota_refuses_puts_and_lets_deletes_pass() {
     fixture.put("s", "").await;
 }
 
+/// Checked with etcd 3.7.3.
+#[tokio::test]
+async fn a_negative_quota_is_none_and_is_shown_as_it_is() {
+    let fixture = start_with(|config| config.quota_bytes = -5).await;
+    fixture.put("a", "1").await;
+    assert_eq!(fixture.engine.status().await.unwrap().db_size_quota, -5);
+    let metrics = fixture.engine.metrics();
+    assert!(metrics.contains("\netcd_server_quota_backend_bytes -5\n"), "{metrics}");
+}
+
 #[tokio::test]
 async fn status_says_what_kube_apiserver_reads() {
     let fixture = start().await;

@@ -120,6 +120,35 @@ async fn they_stay_right_through_checkpoints_compactions_and_starts() {
     compare(&reopened, 50_000).await;
 }
 
+/// Takes the files out of the page cache, as far as the system does that.
+fn evict(dir: &Path) {
+    // Segments that a checkpoint made superfluous may go meanwhile.
+    let files = fs::read_dir(dir).unwrap().filter_map(|entry| fs::File::open(entry.unwrap().path()).ok());
+    for file in files {
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn they_are_read_from_the_disk_too() {
+    let fixture = start().await;
+    let engine = &fixture.engine;
+    fill(engine, 0).await;
+    engine.defragment().await.unwrap();
+    for n in [0, KEYS / 2, KEYS - 1] {
+        evict(fixture.dir.path());
+        let found = engine.range(get(&format!("k{n:06}"))).await.unwrap().kvs;
+        assert!(found.len() == 1 && found[0].value == value(n), "key {n}");
+    }
+    evict(fixture.dir.path());
+    futures::future::join_all((0..4).map(|_| compare(engine, 0))).await;
+    evict(fixture.dir.path());
+    let request = pb::RangeRequest { limit: 10, ..span("k001000", "l") };
+    let found = engine.range(request).await.unwrap();
+    assert!(found.more && found.count as usize == KEYS - 1000);
+    assert!(found.kvs.iter().zip(1000..1010).all(|(kv, n)| kv.value == value(n)));
+}
+
 /// The file of the log that has these bytes, and where.
 fn find(dir: &Path, wanted: &str) -> (PathBuf, u64) {
     let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
