@@ -161,7 +161,7 @@ fn spec() -> Vec<Rule> {
         rule(
             "spec.rebalance.approvedPlan",
             format!("self.matches({})", regex("^[0-9a-f]{8}$")),
-            "no plan; write the eight digits that the condition Balanced names, such as 1a2b3c4d",
+            "no plan; write the eight digits that the condition AwaitingApproval names, such as 1a2b3c4d",
         ),
     ]
 }

@@ -277,7 +277,7 @@ pub struct RebalanceSpec {
     /// Shards that are to hold more or less than others of keys, bytes and load; all others weigh 100.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub weights: Vec<WeightSpec>,
-    /// The plan that may be carried out in mode Manual, as the condition Balanced names it. Another plan waits.
+    /// The plan that may be carried out in mode Manual, as the condition AwaitingApproval names it. Another plan waits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approved_plan: Option<String>,
 }
