@@ -62,6 +62,8 @@ pub(crate) struct Control {
     settled: Arc<Mutex<HashMap<Rid, Instant>>>,
     lease: i64,
     reported: Option<Report>,
+    /// What the leader before remembered is known.
+    recalled: bool,
 }
 
 impl Control {
@@ -89,6 +91,7 @@ impl Control {
             resting: Arc::default(),
             settled: Arc::default(),
             reported: None,
+            recalled: false,
             options,
             line,
             shards,
@@ -167,6 +170,10 @@ impl Control {
     /// One round; true if the next one should follow at once.
     async fn tick(&mut self, topology: &Topology) -> Result<bool> {
         self.throttle.set(topology.rebalance.bytes_per_second_max);
+        if !self.recalled {
+            self.sizes.loads().recall().await?;
+            self.recalled = true;
+        }
         let joins = self.members.join(topology).await;
         let moves = read_moves(&self.line).await?;
         for record in &moves {
@@ -180,6 +187,7 @@ impl Control {
             .filter(|m| m.phase != MovePhase::Flipped)
             .map(|m| (m.rid.clone(), m.to))
             .collect::<HashMap<Rid, ShardIx>>();
+        self.sizes.loads().tell().await;
         let settle = self.options.settle;
         let settled = Arc::clone(&self.settled);
         settled.lock().retain(|_, at| at.elapsed() < settle);
