@@ -217,7 +217,7 @@ fn swing(period: usize, leaders_change: bool) -> (Loop, Vec<usize>) {
     let mut moves = Vec::new();
     for round in 0..2880 {
         // Constant on both sides, and as much again that comes and goes on one.
-        let is_up = round / period % 2 == 0;
+        let is_up = (round / period).is_multiple_of(2);
         state.world.work.clear();
         state.world.heat("/a/", 10, if is_up { 400 } else { 0 });
         state.world.heat("/c/", 10, 100);
