@@ -11,45 +11,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 moves=${1:-500} mib=${2:-128}
 
-tools=${SHARDED_ETCD_TOOLS_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/sharded-etcd/bin}
-e2e/tools/build.sh etcd workload >&2
-export PATH="$tools:$PATH"
-: "${SHARDED_ETCD:=${CARGO_TARGET_DIR:-target}/release/sharded-etcd}"
-[ -x "$SHARDED_ETCD" ] || cargo build --release -p sharded-etcd-app --bins >&2
+. e2e/bench/lib.sh moves 23880
 
-work=$(mktemp -d "${BENCH_DIR:-${TMPDIR:-/tmp}}/moves-bench.XXXXXX")
-endpoint=127.0.0.1:23880
-up=
-stop() {
-    [ -n "$up" ] || return 0
-    kill "$up" 2>/dev/null || true
-    wait "$up" 2>/dev/null || true
-    up=
-}
-trap 'stop; rm -rf "$work"' EXIT
-
-spec() { # the lines below spec:
-    printf 'apiVersion: shardedetcd.io/v1alpha1\nkind: ShardedEtcd\nmetadata: {name: bench}\nspec:\n' >"$work/new.yaml"
-    sed 's/^/  /' >>"$work/new.yaml"
-    mv "$work/new.yaml" "$work/bench.yaml"
-}
-start() { # ENGINE: an empty topology of what the file says
-    stop
-    rm -rf "$work/data"
-    : >"$work/log"
-    # What a move does step by step is logged at this level only.
-    RUST_LOG=warn,sharded_etcd_manager=info "$SHARDED_ETCD" up -f "$work/bench.yaml" --data-dir "$work/data" --listen "$endpoint" --engine "$1" \
-        >"$work/out" 2>>"$work/log" &
-    up=$!
-    for _ in $(seq 300); do
-        etcdctl --endpoints "$endpoint" --command-timeout 1s endpoint health >/dev/null 2>&1 && return
-        sleep 0.1
-    done
-    cat "$work/log" >&2
-    exit 1
-}
-status() { "$SHARDED_ETCD" status -o json --endpoint "$endpoint"; }
-metric() { curl -sf "http://$endpoint/metrics" | awk -v name="sharded_etcd_$1" '$1 == name { print $2 }'; }
 load() { # FILE PREFIXES: begins the load; ended by `judge`
     rm -f "$work/stop"
     workload run --quiet --endpoints "$endpoint" --duration 1h --until-file "$work/stop" --report "$1" \
@@ -89,9 +52,8 @@ move_all() { # COUNT
     for p in "${pids[@]}"; do wait "$p" || { tail -3 "$work/moved" >&2; exit 1; }; done
 }
 
-said() { echo "$SECONDS s: $*" >&2; }
 joined=$(IFS=,; echo "${prefixes[*]}")
-echo "$(date +%F), $(nproc) cores, Linux $(uname -r); load average $(cut -d' ' -f1-3 /proc/loadavg)"
+machine
 : >"$work/speeds"
 : >"$work/spread"
 echo

@@ -17,6 +17,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/sharded-etcd/sharded-etcd/e2e/workload/bulk"
+	"github.com/sharded-etcd/sharded-etcd/e2e/workload/hot"
 	"github.com/sharded-etcd/sharded-etcd/e2e/workload/load"
 )
 
@@ -27,6 +28,7 @@ commands:
   copy         copy the keys and values of a prefix from one endpoint to another
   diff         compare a prefix on two endpoints, key by key and value by value
   seed         fill a prefix with keys that depend on the seed only; with --state, record them in a file
+  hot          read and write the keys of a seed, a few directories far more often than the others; print rates and latencies
   verify-seed  compare a prefix with such a file: value, create and mod revision, version, lease
 
 "workload COMMAND --help" lists the options. Exit codes: 0 all is well, 1 something is not, 2 wrong usage.
@@ -50,7 +52,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	commands := map[string]func(context.Context, []string) (bool, error){
-		"run": run, "copy": copyKeys, "diff": diff, "seed": seed, "verify-seed": verifySeed,
+		"run": run, "copy": copyKeys, "diff": diff, "seed": seed, "hot": hotSpot, "verify-seed": verifySeed,
 	}
 	command, known := commands[os.Args[1]]
 	if !known {
@@ -250,6 +252,43 @@ func seed(ctx context.Context, args []string) (bool, error) {
 	}
 	fmt.Printf("recorded %d keys in %s\n", n, *state)
 	return n >= int64(s.Keys), nil
+}
+
+func hotSpot(ctx context.Context, args []string) (bool, error) {
+	f := flag.NewFlagSet("workload hot", flag.ContinueOnError)
+	var cfg hot.Config
+	endpoints := f.String("endpoints", "127.0.0.1:2379", "endpoints, separated by commas")
+	f.StringVar(&cfg.Seed.Prefix, "prefix", "/seed/", "prefix that was filled")
+	f.IntVar(&cfg.Seed.Keys, "keys", 1000, "number of keys that were filled")
+	f.IntVar(&cfg.Seed.Dirs, "dirs", 10, "number of directories that were filled; the first is the hottest")
+	f.IntVar(&cfg.Seed.ValueBytes, "value-bytes", 256, "size of a value")
+	f.Uint64Var(&cfg.Random, "seed", 1, "seed of all random choices")
+	f.Float64Var(&cfg.Exponent, "zipf", 1, "the n-th directory gets 1/n^ZIPF of what the first gets; 0 is even")
+	f.Float64Var(&cfg.Reads, "reads", 0.5, "part of the requests that read, 0 to 1")
+	f.IntVar(&cfg.Clients, "clients", 32, "requests under way at a time")
+	f.DurationVar(&cfg.Duration, "duration", 30*time.Second, "how long to run")
+	f.DurationVar(&cfg.Timeout, "op-timeout", 15*time.Second, "deadline of one request")
+	if err := parse(f, args); err != nil {
+		return false, err
+	}
+	if cfg.Clients < 1 || cfg.Seed.Dirs < 1 || cfg.Seed.Keys < cfg.Seed.Dirs || cfg.Reads < 0 || cfg.Reads > 1 || cfg.Exponent < 0 {
+		return false, fmt.Errorf("%w: --clients and --dirs must be 1 or more, --keys at least --dirs, --reads 0 to 1, --zipf 0 or more", errUsage)
+	}
+	cli, err := load.Dial(list(*endpoints))
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = cli.Close() }()
+	result, err := hot.Run(ctx, cli, cfg)
+	if err != nil {
+		return false, err
+	}
+	text, err := json.Marshal(result)
+	if err != nil {
+		return false, err
+	}
+	fmt.Println(string(text))
+	return result.Errors == 0, nil
 }
 
 func verifySeed(ctx context.Context, args []string) (bool, error) {

@@ -31,7 +31,7 @@ pub use parse::{Located, SpecError, parse_file, parse_json};
 pub use spec::{
     CompactionSpec, DisruptionSpec, EtcdSpec, KeyspaceSpec, MetaSpec, PinSpec, ProxySpec, RebalanceModeSpec,
     RebalanceSpec, RetainPolicy, ServiceSpec, ServiceType, ShardManagerSpec, ShardedEtcd, ShardedEtcdSpec,
-    StorageSpec,
+    StorageSpec, WeightSpec,
 };
 
 /// `apiVersion` of the resource.

@@ -252,7 +252,7 @@ spec:
   meta: {members: 3, storage: {size: 2Gi}}
   proxy: {replicas: 2, resources: {}, service: {type: ClusterIP, annotations: {a: b}}, disruption: {maxUnavailable: 1}}
   shardManager: {replicas: 2, resources: {}}
-  rebalance: {mode: Manual, maxConcurrentMoves: 2, bytesPerSecond: 64Mi}
+  rebalance: {mode: Manual, maxConcurrentMoves: 2, bytesPerSecond: 64Mi, weights: [{shard: 2, weight: 50}]}
   compaction: {retention: 5m}
 status: {anything: [1, 2]}
 "#;
@@ -265,6 +265,7 @@ status: {anything: [1, 2]}
         assert_eq!(topology.compaction_retention, Some(Duration::from_secs(300)));
         assert_eq!((topology.rebalance.mode, topology.rebalance.moves_max), (RebalanceMode::Manual, 2));
         assert_eq!(topology.rebalance.bytes_per_second_max, Some(64 << 20));
+        assert_eq!([1, 2].map(|shard| topology.rebalance.weight(shard)), [100, 50]);
         assert_eq!(topology.pin_for(b"/registry/events/default/x"), Some(2));
         assert_eq!(topology.pin_for(b"no"), Some(0));
         assert_eq!(

@@ -153,9 +153,15 @@ fn spec() -> Vec<Rule> {
         )
         .field(".keyspace.pins"),
         rule(
+            "spec",
+            "!has(self.rebalance.weights) || self.rebalance.weights.all(w, w.shard < self.shards)",
+            "a weight names a shard that is not there; write a shard below spec.shards, counted from 0, or raise spec.shards",
+        )
+        .field(".rebalance.weights"),
+        rule(
             "spec.rebalance.approvedPlan",
             format!("self.matches({})", regex("^[0-9a-f]{8}$")),
-            "no plan; write the eight digits that the condition Balanced names, such as 1a2b3c4d",
+            "no plan; write the eight digits that the condition AwaitingApproval names, such as 1a2b3c4d",
         ),
     ]
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     defaults,
     rules::rules,
-    validate::{PINS_MAX, PREFIX_CHARS_MAX, PRESPLIT_MAX, SPLITTABLE_MAX},
+    validate::{PINS_MAX, PREFIX_CHARS_MAX, PRESPLIT_MAX, SPLITTABLE_MAX, WEIGHTS_MAX},
 };
 
 /// Defaults, outer fields first. That of an object is made of those inside it. `kubectl get -o yaml`
@@ -92,6 +92,10 @@ fn keywords() -> Vec<(&'static str, Value)> {
         ("spec.proxy.disruption.minAvailable", size.clone()),
         ("spec.rebalance.bytesPerSecond", size.clone()),
         ("spec.rebalance.approvedPlan", size.clone()),
+        (
+            "spec.rebalance.weights",
+            json!({"maxItems": WEIGHTS_MAX, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["shard"]}),
+        ),
         ("spec.compaction.retention", size.clone()),
     ];
     for resources in [

@@ -274,7 +274,10 @@ pub struct RebalanceSpec {
     /// Differences of load between shards below this, in operations a second, are left alone; a write counts as four reads.
     #[schemars(range(min = 10, max = 1_000_000_000))]
     pub load_tolerance: i64,
-    /// The plan that may be carried out in mode Manual, as the condition Balanced names it. Another plan waits.
+    /// Shards that are to hold more or less than others of keys, bytes and load; all others weigh 100.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<WeightSpec>,
+    /// The plan that may be carried out in mode Manual, as the condition AwaitingApproval names it. Another plan waits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approved_plan: Option<String>,
 }
@@ -287,9 +290,22 @@ impl Default for RebalanceSpec {
             max_concurrent_moves: i64::from(moves_max),
             bytes_per_second: None,
             load_tolerance: i64::try_from(load_tolerance).unwrap_or(i64::MAX),
+            weights: Vec::new(),
             approved_plan: None,
         }
     }
+}
+
+/// What one shard is to hold, relative to the others.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WeightSpec {
+    /// Index of the shard, from 0.
+    #[schemars(range(min = 0, max = 1023))]
+    pub shard: i64,
+    /// Its weight; 200 is twice the usual share, 50 half of it.
+    #[schemars(range(min = 1, max = 1000))]
+    pub weight: i64,
 }
 
 /// Whether plans are carried out.

@@ -29,7 +29,7 @@ pub struct ShardedEtcdStatus {
     pub revision: i64,
     /// Revisions below it are compacted.
     pub compact_revision: i64,
-    /// Ready, Reconciling, Stalled, Balanced.
+    /// Ready, Reconciling, Stalled, Balanced, AwaitingApproval.
     pub conditions: Vec<Condition>,
     /// The shards.
     pub topology: Vec<ShardStatus>,

@@ -6,11 +6,13 @@ mod members;
 mod proxy;
 mod text;
 
-use sharded_etcd_core::topology::{Draft, DraftPin, FieldError, RebalanceMode, Topology, validate};
+use sharded_etcd_core::topology::{
+    Draft, DraftPin, DraftWeight, FieldError, RebalanceMode, Topology, validate,
+};
 
 use crate::{RebalanceModeSpec, ShardedEtcd, units::Quantity};
 
-pub(crate) use fields::{PINS_MAX, PREFIX_CHARS_MAX, PRESPLIT_MAX, SPLITTABLE_MAX};
+pub(crate) use fields::{PINS_MAX, PREFIX_CHARS_MAX, PRESPLIT_MAX, SPLITTABLE_MAX, WEIGHTS_MAX};
 pub(crate) use members::{LABEL_PREFIXES_OWNED, LABELS_OWNED, OWNED_FLAGS};
 
 impl ShardedEtcd {
@@ -44,6 +46,12 @@ impl ShardedEtcd {
             },
             moves_max: spec.rebalance.max_concurrent_moves,
             load_tolerance: spec.rebalance.load_tolerance,
+            weights: spec
+                .rebalance
+                .weights
+                .iter()
+                .map(|w| DraftWeight { shard: w.shard, weight: w.weight })
+                .collect(),
             approved_plan: spec.rebalance.approved_plan.clone(),
             bytes_per_second_max: bytes(spec.rebalance.bytes_per_second.as_ref()),
             compaction_retention: spec.compaction.as_ref().and_then(|c| c.retention.duration().ok()),

@@ -313,6 +313,9 @@ fn conditions(shards: &[ShardStatus], moves: &[MoveRecord], report: Option<&Repo
         .collect();
     let reconciling = if report.settled && moves.is_empty() {
         Condition::new("Reconciling", Some(false), "Settled", "nothing is to be done".to_owned())
+    } else if let Some(held) = report.held.as_ref().filter(|held| held.alone && moves.is_empty()) {
+        // Nothing gets on by itself: for who waits for the end of what was applied, this is it.
+        Condition::new("Reconciling", Some(false), held.reason(), held.message())
     } else {
         let doing = format!("{} moves under way, {} steps planned", moves.len(), report.steps.len());
         let message = [vec![doing], waits.clone()].concat().join("; ");
@@ -324,7 +327,14 @@ fn conditions(shards: &[ShardStatus], moves: &[MoveRecord], report: Option<&Repo
         let message = [report.steps.clone(), waits, failures].concat().join("; ");
         Condition::new("Balanced", Some(false), "Unbalanced", message)
     };
-    vec![ready, reconciling, balanced]
+    let awaiting = match report.held.as_ref().filter(|held| held.plan.is_some()) {
+        Some(held) => Condition::new("AwaitingApproval", Some(true), "PlanWaits", held.message()),
+        None => {
+            let why = "no plan waits for an approval".to_owned();
+            Condition::new("AwaitingApproval", Some(false), "NothingWaits", why)
+        }
+    };
+    vec![ready, reconciling, balanced, awaiting]
 }
 
 #[tonic::async_trait]

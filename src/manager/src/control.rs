@@ -11,6 +11,7 @@ use rand::Rng;
 use sharded_etcd_core::{
     keyspace::{Rid, ShardIx},
     moves::{ops, plan_txn},
+    orders::StepKey,
     placement::{Action, Plan, Step, Wait, plan_approved},
     records::{MovePhase, MoveRecord, Record},
     topology::Topology,
@@ -23,6 +24,7 @@ use crate::{
     ManagerError, ManagerOptions,
     attend::is_ordered,
     error::Result,
+    held::Held,
     history::{History, read_moves},
     members::{Members, Waiting, chain},
     mover::{MoverContext, Outcome, observe::read_map, run_move, throttle::Throttle},
@@ -60,6 +62,8 @@ pub(crate) struct Control {
     settled: Arc<Mutex<HashMap<Rid, Instant>>>,
     lease: i64,
     reported: Option<Report>,
+    /// What the leader before remembered is known.
+    recalled: bool,
 }
 
 impl Control {
@@ -87,6 +91,7 @@ impl Control {
             resting: Arc::default(),
             settled: Arc::default(),
             reported: None,
+            recalled: false,
             options,
             line,
             shards,
@@ -165,6 +170,10 @@ impl Control {
     /// One round; true if the next one should follow at once.
     async fn tick(&mut self, topology: &Topology) -> Result<bool> {
         self.throttle.set(topology.rebalance.bytes_per_second_max);
+        if !self.recalled {
+            self.sizes.loads().recall().await?;
+            self.recalled = true;
+        }
         let joins = self.members.join(topology).await;
         let moves = read_moves(&self.line).await?;
         for record in &moves {
@@ -178,6 +187,7 @@ impl Control {
             .filter(|m| m.phase != MovePhase::Flipped)
             .map(|m| (m.rid.clone(), m.to))
             .collect::<HashMap<Rid, ShardIx>>();
+        self.sizes.loads().tell().await;
         let settle = self.options.settle;
         let settled = Arc::clone(&self.settled);
         settled.lock().retain(|_, at| at.elapsed() < settle);
@@ -201,7 +211,7 @@ impl Control {
         }
         let leaves = self.members.leave(topology, &moves).await;
         acted |= leaves.iter().any(|(_, waiting)| waiting.is_none());
-        self.publish(topology, &plan, &joins, &leaves, failures, &moves).await;
+        self.publish(topology, (&plan, &approved), &joins, &leaves, failures, &moves).await;
         Ok(acted)
     }
 
@@ -310,7 +320,7 @@ impl Control {
     async fn publish(
         &mut self,
         topology: &Topology,
-        plan: &Plan,
+        (plan, approved): (&Plan, &[StepKey]),
         joins: &[(String, String)],
         leaves: &[(String, Waiting)],
         failures: Vec<Wait>,
@@ -328,17 +338,22 @@ impl Control {
         waits.extend(failures);
         self.progress.counters.plans.show(plan, waits.len());
         let moving = self.progress.moves();
+        let (complete, shards) = (self.sizes.complete(), self.shard_reports(topology, joins, leaves));
+        // An empty shard that leaves waits for a compaction, which comes by itself.
+        let goes = shards.iter().any(|shard| shard.phase == "Draining" && shard.ranges == 0);
+        let busy = !moves.is_empty() || !joins.is_empty() || goes;
         let status = ManagerStatus {
             leading: true,
-            complete: self.sizes.complete(),
+            complete,
             balanced: plan.balanced,
             settled: plan.steps.is_empty() && moves.is_empty() && joins.is_empty() && leaves.is_empty(),
+            held: Held::of(topology.rebalance.mode, plan, approved, busy).filter(|_| complete),
             moves: moving,
             finished: self.progress.finished(),
             load: self.sizes.loads().status(&self.line.cut()),
             steps: plan.steps.iter().map(ToString::to_string).collect(),
             waits,
-            shards: self.shard_reports(topology, joins, leaves),
+            shards,
             generation: plan.parent_generation,
             spec_generation: topology.generation,
             error: None,

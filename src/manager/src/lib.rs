@@ -8,6 +8,7 @@ mod admin;
 mod attend;
 mod control;
 mod error;
+mod held;
 mod history;
 mod leader;
 mod load;
@@ -26,6 +27,7 @@ mod status;
 
 pub use admin::{AdminService, ReadResource};
 pub use error::ManagerError;
+pub use held::Held;
 pub use history::HistoryOptions;
 pub use load::Loads;
 pub use manager::{Manager, ManagerOptions};

@@ -2,23 +2,35 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use sharded_etcd_core::{
     keyspace::{KeyRange, RangeMap, Rules},
     load::{Folded, HotKey, Memory, Rates, Share, cuts_with_work},
     moves::ops,
     placement::{CutPoint, RangeView},
-    records::{LOAD_PREFIX, LoadRecord, Record},
+    records::{LOAD_PREFIX, LoadRecord, MEMORY, MemoryRecord, Record},
 };
 use sharded_etcd_line::{Cut, Line};
 use tokio::time::Instant;
 
-use crate::report::{KeyLoad, LoadStatus, RangeLoad, ShardLoad};
+use crate::{
+    ManagerError,
+    error::Result,
+    mover::observe::get,
+    report::{KeyLoad, LoadStatus, RangeLoad, ShardLoad},
+};
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;
 
 /// Proxies report about every ten seconds; they are asked for more often so that a plan is not much older than that.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// How long meta may take to answer.
 const WAIT: Duration = Duration::from_secs(2);
+/// The next leader is told of each move, and of the load after so long.
+const TELL_INTERVAL: Duration = Duration::from_secs(60);
 /// Ranges and keys that a status lists at most.
 const LISTED_MAX: usize = 10;
 /// A range below so much work a second is not worth looking at its keys.
@@ -36,6 +48,8 @@ struct State {
     read_at: Option<Instant>,
     folded: Arc<Folded>,
     memory: Memory,
+    /// What the next leader knows, and since when.
+    told: Option<(Instant, MemoryRecord)>,
 }
 
 /// The load of the ranges of one map.
@@ -48,8 +62,13 @@ pub(crate) struct LoadView {
 
 impl Loads {
     pub(crate) fn new(line: Arc<Line>) -> Self {
-        let state =
-            State { began: Instant::now(), read_at: None, folded: Arc::default(), memory: Memory::default() };
+        let state = State {
+            began: Instant::now(),
+            read_at: None,
+            folded: Arc::default(),
+            memory: Memory::default(),
+            told: None,
+        };
         Self { line, state: Mutex::new(state) }
     }
 
@@ -86,6 +105,57 @@ impl Loads {
     pub(crate) fn adopt(&self, other: &Self) {
         let known = other.state.lock().clone();
         *self.state.lock() = known;
+    }
+
+    /// Takes over what the leader before remembered: once in a term, before anything is planned. What a newer release wrote is
+    /// passed over: without it something may move too soon, and with an error nothing would be done at all.
+    ///
+    /// # Errors
+    /// If meta does not answer.
+    pub(crate) async fn recall(&self) -> Result<()> {
+        let answer =
+            self.line.meta().range(get(Bytes::from_static(MEMORY))).await.map_err(ManagerError::Meta)?;
+        let Some(kv) = answer.kvs.first() else { return Ok(()) };
+        let told = match MemoryRecord::decode(&kv.value) {
+            Ok(told) => told,
+            Err(error) => {
+                tracing::warn!(%error, "what the leader before remembered is passed over");
+                return Ok(());
+            }
+        };
+        let mut state = self.state.lock();
+        let now = state.began.elapsed();
+        state.memory.recall(&told, now);
+        state.told = Some((Instant::now(), told));
+        Ok(())
+    }
+
+    /// Tells the next leader what it has to remember, if it does not know. If meta does not take it, it is told in the next
+    /// round.
+    pub(crate) async fn tell(&self) {
+        let memory = {
+            let state = self.state.lock();
+            let memory = state.memory.told(state.began.elapsed());
+            let is_known = match &state.told {
+                None => memory == MemoryRecord::default(),
+                Some((at, told)) => {
+                    let moves = |record: &MemoryRecord| -> Vec<_> {
+                        record.rests.iter().map(|rest| (rest.range.clone(), rest.times)).collect()
+                    };
+                    moves(told) == moves(&memory) && (*told == memory || at.elapsed() < TELL_INTERVAL)
+                }
+            };
+            if is_known {
+                return;
+            }
+            memory
+        };
+        let put = ops::put(Bytes::from_static(MEMORY), memory.encode());
+        match tokio::time::timeout(WAIT, self.line.meta().txn(ops::txn(Vec::new(), vec![put]))).await {
+            Ok(Ok(_)) => self.state.lock().told = Some((Instant::now(), memory)),
+            Ok(Err(error)) => tracing::debug!(%error, "the next leader is told later what to remember"),
+            Err(_) => {}
+        }
     }
 
     /// These keys were moved: they rest.

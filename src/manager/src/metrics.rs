@@ -158,3 +158,71 @@ impl MoveCounters {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use sharded_etcd_core::placement::Figures;
+
+    use super::*;
+
+    fn shown(registry: &Registry) -> Vec<String> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        let names = ["imbalance_ratio", "planned_steps", "plan_waits"];
+        let is_of_a_plan = |line: &&str| names.iter().any(|name| line.starts_with(name));
+        let mut lines: Vec<String> = text.lines().filter(is_of_a_plan).map(str::to_owned).collect();
+        lines.sort();
+        lines
+    }
+
+    #[test]
+    fn gauges_show_the_newest_plan_of_who_leads() {
+        let (counters, mut registry) = (MoveCounters::default(), Registry::default());
+        counters.register(&mut registry);
+        assert_eq!(shown(&registry), ["plan_waits 0", "planned_steps 0"]);
+        let figures = |highest_percent| Figures { highest_percent, ..Figures::default() };
+        let mut plan = Plan {
+            parent_generation: 1,
+            steps: Vec::new(),
+            waits: Vec::new(),
+            balanced: false,
+            keys: figures(150),
+            bytes: figures(100),
+            load: figures(233),
+            truncated: false,
+        };
+        counters.plans.show(&plan, 3);
+        let expected = [
+            "imbalance_ratio{measure=\"bytes\"} 1.0",
+            "imbalance_ratio{measure=\"keys\"} 1.5",
+            "imbalance_ratio{measure=\"load\"} 2.33",
+            "plan_waits 3",
+            "planned_steps 0",
+        ];
+        assert_eq!(shown(&registry), expected);
+        plan.load = figures(u64::MAX);
+        counters.plans.show(&plan, usize::MAX);
+        assert!(shown(&registry).contains(&format!("plan_waits {}", i64::MAX)));
+        // Another one leads: a figure of an old plan would be a lie.
+        counters.plans.clear();
+        assert_eq!(shown(&registry), ["plan_waits 0", "planned_steps 0"]);
+    }
+
+    #[test]
+    fn moves_are_counted_by_phase_and_stalls_are_given_once() {
+        let (counters, mut registry) = (MoveCounters::default(), Registry::default());
+        counters.register(&mut registry);
+        counters.phases(&["copy", "copy", "flip"]);
+        counters.phases(&["copy"]);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(text.contains("moves_under_way{phase=\"copy\"} 1\n"), "{text}");
+        assert!(text.contains("moves_under_way{phase=\"flip\"} 0\n"), "{text}");
+        counters.stalled(Duration::from_millis(30));
+        assert_eq!(counters.take_stalls(), [Duration::from_millis(30)]);
+        assert!(counters.take_stalls().is_empty());
+        (0..STALLS_MAX + 5).for_each(|_| counters.stalled(Duration::ZERO));
+        assert_eq!(counters.take_stalls().len(), STALLS_MAX);
+    }
+}

@@ -325,12 +325,12 @@ fn shard_views(cut: &Cut, topology: &Topology, unreachable: &HashMap<ShardIx, St
             (false, true) => ShardState::Active,
             (false, false) => ShardState::Draining,
         };
-        views.push(ShardView { name: name.to_string(), state, weight: 100 });
+        views.push(ShardView { name: name.to_string(), state });
     }
     for index in 0..topology.shards {
         let name = shard_name(index);
         if !views.iter().any(|v| v.name == name) {
-            views.push(ShardView { name, state: ShardState::Joining, weight: 100 });
+            views.push(ShardView { name, state: ShardState::Joining });
         }
     }
     views

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use sharded_etcd_core::{keyspace::Rid, placement::Wait, records::Record};
 
 use crate::{
+    held::Held,
     progress::{FinishedMove, MoveProgress},
     report::LoadStatus,
 };
@@ -25,6 +26,8 @@ pub struct ManagerStatus {
     pub balanced: bool,
     /// Nothing is planned, nothing moves, nothing waits to join or leave.
     pub settled: bool,
+    /// What waits for a person, if anything does.
+    pub held: Option<Held>,
     /// Moves under way.
     pub moves: Vec<MoveProgress>,
     /// The last moves that are over, oldest first.
@@ -74,6 +77,9 @@ pub struct Report {
     pub balanced: bool,
     /// See [`ManagerStatus::settled`].
     pub settled: bool,
+    /// See [`ManagerStatus::held`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
     /// The shards.
     pub shards: Vec<ShardReport>,
     /// Keys and bytes of ranges.
@@ -121,6 +127,7 @@ impl Report {
             generation: status.spec_generation,
             balanced: status.balanced,
             settled: status.settled,
+            held: status.held.clone(),
             shards: status.shards.clone(),
             sizes,
             moves: status

@@ -95,19 +95,26 @@ impl Hand {
 
     /// Waits until the resource's status says these words about the balance; it is up to half a second old.
     async fn says(&self, words: &str) {
-        let mut message = String::new();
+        self.says_of("Balanced", words).await;
+    }
+
+    /// The same about any condition, as its status, its reason and its message.
+    async fn says_of(&self, type_: &str, words: &str) {
+        let mut said = String::new();
         for _ in 0..200 {
             let answer = self.admin.status(Request::new(StatusRequest {})).await.unwrap().into_inner();
             let status: serde_json::Value = serde_json::from_str(&answer.status_json).unwrap();
             let conditions = status["conditions"].as_array().unwrap();
-            let balanced = conditions.iter().find(|c| c["type"] == "Balanced").unwrap();
-            message = balanced["message"].as_str().unwrap().to_owned();
-            if message.contains(words) {
+            if let Some(of) = conditions.iter().find(|c| c["type"] == type_) {
+                let text = |field: &str| of[field].as_str().unwrap().to_owned();
+                said = format!("{} {}: {}", text("status"), text("reason"), text("message"));
+            }
+            if said.contains(words) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        panic!("the status lacks {words:?}: {message}");
+        panic!("{type_} lacks {words:?}: {said}");
     }
 }
 
@@ -281,6 +288,10 @@ async fn a_plan_waits_for_its_approval() {
     let mut status = manager.status();
     let id = plan_that_waits(&manager).await;
     hand.says(&format!("sharded-etcd approve {id}")).await;
+    // It waits for a person: that is no progress, and said in a condition of its own.
+    hand.says_of("AwaitingApproval", &format!("True PlanWaits: plan {id} of ")).await;
+    hand.says_of("Reconciling", &format!("False AwaitingApproval: plan {id} of ")).await;
+    hand.says_of("Ready", "True Serving").await;
     let (state, message) = hand.over(Order::Approve { plan: "00000000".into() }).await;
     assert!(state == OrderState::Failed && message.contains(&format!("look at plan {id}")), "{message}");
     let (state, _) = hand.over(Order::Approve { plan: id }).await;
@@ -293,5 +304,19 @@ async fn a_plan_waits_for_its_approval() {
     assert!(balanced, "{:?}", manager.status().borrow().waits);
     let (shard_0, _) = manager.sizes().of_shard(&hand.world.line.cut().map, ShardIx(0));
     assert!(shard_0 < 400, "{shard_0} of 500 keys are still on shard-0");
+    manager.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_paused_makes_no_progress() {
+    let hand = Hand::new(RebalanceMode::Paused, 500).await;
+    let manager = hand.manager(Failpoints::default());
+    hand.says_of("Reconciling", "False Paused: ").await;
+    hand.says_of("AwaitingApproval", "False NothingWaits").await;
+    hand.says_of("Balanced", "False Unbalanced").await;
+    // The same is done as soon as nothing forbids it.
+    hand.wanted.send_replace(topology(RebalanceMode::Automatic));
+    hand.says_of("Balanced", "True Balanced").await;
+    hand.says_of("Reconciling", "False Settled").await;
     manager.close().await;
 }

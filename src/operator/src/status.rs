@@ -9,6 +9,10 @@
 //! | `Reconciling` | something is being changed or waited for |
 //! | `Stalled` | something is in the way that somebody has to act on; everything that it does not concern goes on |
 //! | `Balanced` | no shard has more than its share, as the shard manager says |
+//! | `AwaitingApproval` | a plan waits for a person's approval, as the shard manager says |
+//!
+//! kstatus looks at `Reconciling` and `Stalled` alone, and takes a resource with neither for done. What waits for a person is
+//! neither: nothing gets on, and nothing is wrong.
 
 mod events;
 mod settle;
@@ -39,6 +43,11 @@ pub const RECONCILING: &str = "Reconciling";
 pub const STALLED: &str = "Stalled";
 /// No shard has more than its share.
 pub const BALANCED: &str = "Balanced";
+/// A plan waits for an approval.
+pub const AWAITING_APPROVAL: &str = "AwaitingApproval";
+
+/// Reasons with which the shard manager says that it does nothing before a person acts.
+const HELD: &[&str] = &["AwaitingApproval", "Paused"];
 
 /// Things that one condition's message lists at most.
 const LISTED_MAX: usize = 5;
@@ -107,7 +116,8 @@ impl Look<'_> {
             (READY, self.ready(&status.topology)),
             (RECONCILING, self.reconciling(&status.topology)),
             (STALLED, self.stalled()),
-            (BALANCED, self.balanced()),
+            (BALANCED, self.said(BALANCED)),
+            (AWAITING_APPROVAL, self.said(AWAITING_APPROVAL)),
         ];
         let condition = |(type_, finding): (&str, Finding)| {
             let before = self.previous.conditions.iter().find(|before| before.type_ == type_);
@@ -352,7 +362,7 @@ impl Look<'_> {
         let of_phase =
             |phase| -> Vec<&ShardStatus> { topology.iter().filter(|shard| shard.phase == phase).collect() };
         let (draining, joining) = (of_phase(ShardPhase::Draining), of_phase(ShardPhase::Joining));
-        if !draining.is_empty() {
+        if !draining.is_empty() && self.held().is_none() {
             return doing("ShardsDraining", shards_text(&draining));
         }
         if !joining.is_empty() {
@@ -372,7 +382,10 @@ impl Look<'_> {
             Some(report) if report.status.observed_generation.is_some_and(|g| g < validated.generation) => {
                 doing("WaitingForTopology", "the shard manager has not read the newest spec yet".to_owned())
             }
-            Some(_) => Finding::new(ConditionStatus::False, "Done", "everything is as the spec asks for"),
+            Some(_) => match self.held() {
+                Some(held) => Finding::new(ConditionStatus::False, &*held.reason, &*held.message),
+                None => Finding::new(ConditionStatus::False, "Done", "everything is as the spec asks for"),
+            },
             None => {
                 doing("WaitingForTopology", "the shard manager does not say how the shards are".to_owned())
             }
@@ -401,12 +414,19 @@ impl Look<'_> {
         Finding::new(ConditionStatus::False, "Unhindered", "nothing needs anybody to act")
     }
 
-    fn balanced(&self) -> Finding {
+    /// What the shard manager says when it does nothing before a person acts.
+    fn held(&self) -> Option<&Condition> {
+        let said = self.report()?.status.conditions.iter().find(|said| said.type_ == RECONCILING)?;
+        (said.status == ConditionStatus::False && HELD.contains(&said.reason.as_str())).then_some(said)
+    }
+
+    /// A condition that is the shard manager's.
+    fn said(&self, type_: &str) -> Finding {
         let unknown = |reason: &str, message: &str| Finding::new(ConditionStatus::Unknown, reason, message);
         let Some(report) = self.report() else {
             return unknown("NotKnown", "the shard manager does not say");
         };
-        let said = report.status.conditions.iter().find(|condition| condition.type_ == BALANCED);
+        let said = report.status.conditions.iter().find(|condition| condition.type_ == type_);
         said.map_or_else(
             || unknown("NotKnown", "the shard manager does not say"),
             |said| Finding::new(said.status, &*said.reason, &*said.message),

@@ -450,7 +450,7 @@ fn explain(model: &Model<'_>, waits: &mut Waits) {
     }
 }
 
-/// Why a shard above the mean keeps what it has.
+/// Why a shard above its share keeps what it has.
 fn why_stuck(model: &Model<'_>, at: ShardAt, measure: Measure, amount: &dyn Fn(u64) -> String) -> String {
     let shard = &model.shards[at];
     if !shard.takes() {

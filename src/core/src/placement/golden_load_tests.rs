@@ -7,7 +7,7 @@ use super::{
     Action, Limits, Plan, ShardState,
     golden_tests::{golden, twenty_directories},
     plan,
-    world::{World, pin, topology, topology_with},
+    world::{World, pin, topology, topology_with, weight},
 };
 use crate::topology::{RebalanceMode, Topology};
 
@@ -190,6 +190,22 @@ fn a_shard_more_takes_load() {
     twenty_directories(&mut world);
     ('a'..='t').for_each(|letter| world.heat(&format!("/{letter}/"), 100, 10));
     golden("load_a_shard_more", &world.observe(&t), &t);
+}
+
+#[test]
+fn a_heavier_shard_takes_more_load() {
+    let t = topology_with(2, |d| d.weights = vec![weight(1, 300)]);
+    let mut world = World::new(&t);
+    world.lay_out(&[("", 0), ("/b/", 0), ("/f/", 1)]);
+    twenty_directories(&mut world);
+    ('a'..='e').chain('k'..='o').for_each(|letter| world.heat(&format!("/{letter}/"), 50, 20));
+    let made = golden("load_by_weight", &world.observe(&t), &t);
+    assert_eq!((made.load.mean, made.load.highest, made.load.highest_percent), (5000, 5000, 200));
+    assert!(made.keys.highest_percent <= 120 && !made.balanced);
+    world.settle(&t, &Limits::default(), 20);
+    let work = world.work_of_shards();
+    assert!((2000..=3000).contains(&work["shard-0"]), "its share is 2500: {work:?}");
+    assert!(plan(&world.observe(&t), &t, &Limits::default()).balanced);
 }
 
 #[test]

@@ -4,8 +4,8 @@
 use bytes::Bytes;
 
 use super::{
-    Limits, Observation, Plan, ShardState, plan, plan_approved,
-    world::{World, pin, show, topology, topology_with},
+    Action, Limits, Observation, Plan, ShardState, plan, plan_approved,
+    world::{World, pin, show, topology, topology_with, weight},
 };
 use crate::{
     orders::{StepKey, plan_id},
@@ -284,15 +284,86 @@ fn one_shard_has_nowhere_to_go() {
 
 #[test]
 fn a_heavier_shard_gets_more() {
-    let t = topology(2);
+    let t = topology_with(2, |d| d.weights = vec![weight(1, 300)]);
     let mut world = World::new(&t);
-    world.shards[1].weight = 300;
     twenty_directories(&mut world);
     golden("a_heavier_shard_gets_more", &world.observe(&t), &t);
     world.settle(&t, &Limits::default(), 10);
     let on_heavy =
         world.observe(&t).ranges.iter().filter(|r| r.shard == "shard-1").map(|r| r.keys).sum::<u64>();
     assert!((1400..=1600).contains(&on_heavy), "{on_heavy}");
+}
+
+/// Keys on each shard of `t`, in its order.
+fn keys_of_shards(world: &World, t: &Topology) -> Vec<u64> {
+    let ranges = world.observe(t).ranges;
+    let keys = |name: &str| ranges.iter().filter(|r| r.shard == name).map(|r| r.keys).sum();
+    world.shards.iter().map(|shard| keys(&shard.name)).collect()
+}
+
+#[test]
+fn weights_are_what_there_is() {
+    let t = topology_with(3, |d| d.weights = vec![weight(0, 40), weight(1, 60)]);
+    let mut world = World::new(&t);
+    world.lay_out(&[("", 0), ("/e/", 1), ("/k/", 2)]);
+    twenty_directories(&mut world);
+    let made = golden("weights_are_what_there_is", &world.observe(&t), &t);
+    assert!(made.balanced && made.steps.is_empty() && made.waits.is_empty());
+    assert_eq!((made.keys.highest_shard.as_str(), made.keys.highest_percent), ("shard-0", 100));
+}
+
+#[test]
+fn equal_halves_are_out_of_balance_by_weight() {
+    let t = topology_with(2, |d| d.weights = vec![weight(0, 50)]);
+    let mut world = World::new(&t);
+    world.lay_out(&[("", 0), ("/e/", 0), ("/k/", 1)]);
+    twenty_directories(&mut world);
+    let made = golden("weights_equal_halves", &world.observe(&t), &t);
+    assert!(!made.balanced);
+    assert_eq!((made.keys.mean, made.keys.highest_percent), (1000, 150));
+    let steps = world.settle(&t, &Limits::default(), 10);
+    let moved: u64 = steps.iter().filter(|s| matches!(s.action, Action::Move { .. })).map(|s| s.keys).sum();
+    // A third is the share, which is 333 less than there is.
+    assert!((300..=400).contains(&moved), "{moved}:\n{}", show(&steps));
+    assert!(plan(&world.observe(&t), &t, &Limits::default()).balanced);
+}
+
+#[test]
+fn a_light_shard_joins() {
+    let t = topology_with(3, |d| d.weights = vec![weight(2, 25)]);
+    let mut world = World::new(&t);
+    world.lay_out(&[("", 0), ("/k/", 1)]);
+    twenty_directories(&mut world);
+    golden("weights_a_light_shard_joins", &world.observe(&t), &t);
+    let steps = world.settle(&t, &Limits::default(), 10);
+    let keys = keys_of_shards(&world, &t);
+    assert!((200..=267).contains(&keys[2]), "its share is 222: {keys:?}\n{}", show(&steps));
+}
+
+#[test]
+fn a_shard_that_leaves_is_spread_by_weight() {
+    let t = topology_with(2, |d| d.weights = vec![weight(1, 300)]);
+    let mut world = World::new(&topology(3));
+    world.lay_out(&[("", 0), ("/f/", 1), ("/k/", 2), ("/p/", 2)]);
+    twenty_directories(&mut world);
+    golden("weights_a_shard_leaves", &world.observe(&t), &t);
+    world.settle(&t, &Limits::default(), 20);
+    let keys = keys_of_shards(&world, &t);
+    assert!((400..=600).contains(&keys[0]) && keys[2] == 0, "{keys:?}");
+}
+
+#[test]
+fn what_is_pinned_outweighs_the_weight() {
+    let t = topology_with(2, |d| {
+        d.weights = vec![weight(0, 10)];
+        d.pins = vec![pin("/b/", 0), pin("/c/", 0), pin("/d/", 0), pin("/e/", 0)];
+    });
+    let mut world = World::new(&t);
+    twenty_directories(&mut world);
+    world.settle(&t, &Limits::default(), 40);
+    let made = golden("weights_and_pins", &world.observe(&t), &t);
+    assert!(made.steps.is_empty() && !made.balanced);
+    assert_eq!(keys_of_shards(&world, &t), [400, 1600]);
 }
 
 #[test]

@@ -23,11 +23,20 @@ struct Loop {
     memory: Memory,
     now: Duration,
     done: Vec<Step>,
+    /// In each round another shard manager leads, which knows what it was told only.
+    leaders_change: bool,
 }
 
 impl Loop {
     fn new(topology: Topology, world: World) -> Self {
-        Self { topology, world, memory: Memory::default(), now: Duration::ZERO, done: Vec::new() }
+        Self {
+            topology,
+            world,
+            memory: Memory::default(),
+            now: Duration::ZERO,
+            done: Vec::new(),
+            leaders_change: false,
+        }
     }
 
     /// What the shard manager plans now.
@@ -60,6 +69,11 @@ impl Loop {
             }
         }
         self.now += ROUND;
+        if self.leaders_change {
+            let told = self.memory.told(self.now);
+            self.memory = Memory::default();
+            self.memory.recall(&told, self.now);
+        }
         self.world.wait();
     }
 
@@ -193,30 +207,36 @@ proptest! {
     }
 }
 
+/// Two shards, five directories, and a load of which a part comes and goes on one side; the moves up to each round of a day.
+fn swing(period: usize, leaders_change: bool) -> (Loop, Vec<usize>) {
+    let topology = topology(2);
+    let mut world = World::new(&topology);
+    world.lay_out(&[("", 0), ("/c/", 0), ("/e/", 0), ("/m/", 1), ("/p/", 1)]);
+    ["/a/", "/c/", "/e/", "/m/", "/p/"].into_iter().for_each(|directory| world.fill(directory, 10, 1000));
+    let mut state = Loop { leaders_change, ..Loop::new(topology, world) };
+    let mut moves = Vec::new();
+    for round in 0..2880 {
+        // Constant on both sides, and as much again that comes and goes on one.
+        let is_up = (round / period).is_multiple_of(2);
+        state.world.work.clear();
+        state.world.heat("/a/", 10, if is_up { 400 } else { 0 });
+        state.world.heat("/c/", 10, 100);
+        state.world.heat("/e/", 10, 200);
+        state.world.heat("/m/", 10, 200);
+        state.world.heat("/p/", 10, if is_up { 0 } else { 150 });
+        state.round();
+        moves.push(state.moves());
+    }
+    (state, moves)
+}
+
 /// Loads that swing, of periods from a minute to hours: what is moved is bounded, however long it goes on.
 #[test]
 fn nothing_follows_a_swinging_load_to_and_fro() {
     for period in [2, 5, 10, 40, 120, 480] {
-        let topology = topology(2);
-        let mut world = World::new(&topology);
-        world.lay_out(&[("", 0), ("/c/", 0), ("/e/", 0), ("/m/", 1), ("/p/", 1)]);
-        ["/a/", "/c/", "/e/", "/m/", "/p/"].into_iter().for_each(|directory| world.fill(directory, 10, 1000));
-        let mut state = Loop::new(topology, world);
-        let (mut moves, rounds) = (Vec::new(), 2880);
-        for round in 0..rounds {
-            // Constant on both sides, and as much again that comes and goes on one.
-            let is_up = round / period % 2 == 0;
-            state.world.work.clear();
-            state.world.heat("/a/", 10, if is_up { 400 } else { 0 });
-            state.world.heat("/c/", 10, 100);
-            state.world.heat("/e/", 10, 200);
-            state.world.heat("/m/", 10, 200);
-            state.world.heat("/p/", 10, if is_up { 0 } else { 150 });
-            state.round();
-            moves.push(state.moves());
-        }
+        let (state, moves) = swing(period, false);
         // A day: of each of five directories at most one in four hours, after a few with shorter rests.
-        let (first, last) = (moves[rounds / 24 - 1], moves[rounds - 1]);
+        let (first, last) = (moves[moves.len() / 24 - 1], moves[moves.len() - 1]);
         assert!(
             last <= 40,
             "period of {period} rounds: {first} moves in an hour, {last} in a day\n{}",
@@ -225,6 +245,16 @@ fn nothing_follows_a_swinging_load_to_and_fro() {
         if period <= 10 {
             assert!(last <= 6, "what swings within minutes is a peak: {last} moves\n{}", show(&state.done));
         }
+    }
+}
+
+/// The same with another leader in each round, which knows what the one before told it.
+#[test]
+fn leaders_that_come_and_go_do_not_follow_it_either() {
+    for period in [2, 5, 10, 40, 120, 480] {
+        let (state, moves) = swing(period, true);
+        let last = moves[moves.len() - 1];
+        assert!(last <= 40, "period of {period} rounds: {last} moves in a day\n{}", show(&state.done));
     }
 }
 

@@ -21,8 +21,8 @@
 //! 2. Pinned ranges are on their shard.
 //! 3. Directories that the rules keep together are not parted.
 //! 4. Shards that leave are emptied.
-//! 5. No shard is above 1.2 times or below 0.75 times what would be its share in keys or bytes, nor above 1.2 times in
-//!    load; see [`Limits`] and `rebalance.loadTolerance` for differences too small to matter.
+//! 5. No shard is above 1.2 times or below 0.75 times what by its weight would be its share in keys or bytes, nor above
+//!    1.2 times in load; see [`Limits`] and `rebalance.loadTolerance` for differences too small to matter.
 //! 6. When nothing else is to be done, small neighbours on a shard with very many ranges are merged.
 //!
 //! # Assumptions

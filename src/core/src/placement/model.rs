@@ -11,7 +11,7 @@ use super::{
 use crate::{
     keyspace::{KeyRange, Rid},
     load::HotKey,
-    topology::{Topology, shard_index, shard_name},
+    topology::{Topology, WEIGHT, shard_index, shard_name},
 };
 
 /// A measure of load. Balance is wanted in each.
@@ -82,6 +82,7 @@ pub(super) struct Shard {
     pub(super) state: ShardState,
     /// The topology does not want it any more.
     pub(super) leaves: bool,
+    /// What it is to hold, relative to the others.
     pub(super) weight: u64,
     /// What it holds now.
     pub(super) held: Load,
@@ -95,13 +96,10 @@ pub(super) struct Shard {
     pub(super) parts: Vec<PartAt>,
 }
 
-/// Weight of a shard that has no other.
-const USUAL_WEIGHT: u32 = 100;
-
 impl Shard {
-    fn new(name: &str, state: ShardState, weight: u32, topology: &Topology) -> Self {
-        let leaves =
-            state == ShardState::Draining || shard_index(name).is_none_or(|index| index >= topology.shards);
+    fn new(name: &str, state: ShardState, topology: &Topology) -> Self {
+        let index = shard_index(name);
+        let leaves = state == ShardState::Draining || index.is_none_or(|index| index >= topology.shards);
         let state = match state {
             ShardState::Active | ShardState::Joining if leaves => ShardState::Draining,
             other => other,
@@ -110,7 +108,7 @@ impl Shard {
             name: name.to_owned(),
             state,
             leaves,
-            weight: u64::from(weight.max(1)),
+            weight: u64::from(index.map_or(WEIGHT, |index| topology.rebalance.weight(index)).max(1)),
             held: Load::default(),
             load: Load::default(),
             fixed: Load::default(),
@@ -291,13 +289,13 @@ impl<'a> Model<'a> {
         let mut index = HashMap::with_capacity(observation.shards.len());
         for view in &observation.shards {
             index.insert(view.name.clone(), shards.len());
-            shards.push(Shard::new(&view.name, view.state, view.weight, topology));
+            shards.push(Shard::new(&view.name, view.state, topology));
         }
         // A shard that is named but not observed is not there yet, or not any more.
         let mut at = |shards: &mut Vec<Shard>, name: &str| match index.get(name) {
             Some(at) => *at,
             None => {
-                let shard = Shard::new(name, ShardState::Joining, USUAL_WEIGHT, topology);
+                let shard = Shard::new(name, ShardState::Joining, topology);
                 let shard =
                     if shard.leaves { Shard { state: ShardState::Unreachable, ..shard } } else { shard };
                 index.insert(name.to_owned(), shards.len());

@@ -25,8 +25,6 @@ pub struct ShardView {
     pub name: String,
     /// Whether it can give and take.
     pub state: ShardState,
-    /// Its share of the data, relative to the other shards; 100 is usual, 0 counts as 1.
-    pub weight: u32,
 }
 
 /// Whether a shard can give and take ranges.

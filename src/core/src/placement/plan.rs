@@ -17,7 +17,7 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What is not done, and why.
     pub waits: Vec<Wait>,
-    /// True if no shard is above 1.2 times the mean in keys, bytes or load, small differences left aside.
+    /// True if no shard is above 1.2 times its share of keys, bytes or load, small differences left aside.
     pub balanced: bool,
     /// How keys are spread now.
     pub keys: Figures,

@@ -29,7 +29,7 @@ pub fn plan_approved(
 ) -> Plan {
     let mut model = Model::new(observation, topology, limits);
     let [keys, bytes, load] = Measure::ALL.map(|measure| figures(&model, measure));
-    let balanced = Measure::ALL.iter().all(|m| (0..model.shards.len()).all(|s| !above_mean(&model, s, *m)));
+    let balanced = Measure::ALL.iter().all(|m| (0..model.shards.len()).all(|s| !above_share(&model, s, *m)));
     let mut waits = Waits::default();
     report_shards(&model, &mut waits);
     report_moves(observation, &mut waits);
@@ -87,8 +87,8 @@ impl Waits {
     }
 }
 
-/// True if the shard holds more than 1.2 times the mean, by more than the tolerance.
-fn above_mean(model: &Model<'_>, shard: ShardAt, measure: Measure) -> bool {
+/// True if the shard holds more than 1.2 times its share, by more than the tolerance.
+fn above_share(model: &Model<'_>, shard: ShardAt, measure: Measure) -> bool {
     let shard = &model.shards[shard];
     if !shard.holds() {
         return shard.held.of(measure) > 0;

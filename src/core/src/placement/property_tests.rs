@@ -78,15 +78,13 @@ pub(super) fn situation() -> impl Strategy<Value = Situation> {
     let owners = prop::collection::vec(0u32..7, 11);
     let weights = prop::collection::vec(prop_oneof![4 => Just(100u32), 1 => Just(50), 1 => Just(300)], 7);
     (topology(), keys(), boundaries, owners, weights, 0u32..3, prop_oneof![Just(1000usize), Just(12)])
-        .prop_map(|(topology, keys, boundaries, owners, weights, leaving, cuts_max)| {
+        .prop_map(|(mut topology, keys, boundaries, owners, weights, leaving, cuts_max)| {
+            topology.rebalance.weights = (0..topology.shards).zip(weights).collect();
             let mut world = World::new(&topology);
             for i in 0..leaving {
                 world.shard(topology.shards + i, ShardState::Active);
             }
             let shards = world.shards.len() as u32;
-            for (shard, weight) in world.shards.iter_mut().zip(weights) {
-                shard.weight = weight;
-            }
             let starts = [String::new()].into_iter().chain(boundaries).collect::<Vec<_>>();
             let layout = starts.iter().zip(owners).map(|(start, owner)| (start.as_str(), owner % shards));
             world.lay_out(&layout.collect::<Vec<_>>());
@@ -235,6 +233,33 @@ proptest! {
         let moved = first.iter().filter(|(key, owner)| last[*key] != **owner).count();
         let share = n / shards.max(before) as usize;
         prop_assert!(moved * 10 <= share * 12 + 10, "{moved} keys moved, the share is {share}");
+    }
+
+    /// When weights change, at most 1.2 times what shards have beyond their new share moves, and nothing is left to do.
+    #[test]
+    fn other_weights_move_little(
+        n in 400usize..900,
+        weights in prop::collection::vec(prop_oneof![Just(50u32), Just(100), Just(200), Just(300)], 2..6),
+    ) {
+        let shards = weights.len() as u32;
+        let mut topology = validate(Draft::new("demo", shards)).unwrap();
+        let mut world = World::new(&topology);
+        let starts = (0..shards as usize).map(|i| if i == 0 { String::new() } else { format!("k{:05}", i * n / weights.len()) });
+        let starts = starts.collect::<Vec<_>>();
+        let layout = starts.iter().zip(0..).map(|(start, shard)| (start.as_str(), shard)).collect::<Vec<_>>();
+        world.lay_out(&layout);
+        world.fill("k", n, 100);
+        world.cuts_max = 256;
+        let first = owners(&world);
+        let all = weights.iter().sum::<u32>() as usize;
+        let beyond = weights.iter().map(|w| (n / weights.len()).saturating_sub(n * *w as usize / all)).sum::<usize>();
+        topology.rebalance.weights = (0..).zip(weights).collect();
+        let settled = settle(&Situation { topology: topology.clone(), world }, Memory::Forgets)?;
+        let last = owners(&settled);
+        let moved = first.iter().filter(|(key, owner)| last[*key] != **owner).count();
+        prop_assert!(moved * 10 <= beyond * 12 + 100, "{moved} keys moved, {beyond} are beyond the shares");
+        let after = plan(&settled.observe(&topology), &topology, &LIMITS);
+        prop_assert!(after.balanced && after.steps.is_empty(), "{}", after);
     }
 
     /// After a directory was splittable it is one range again in the end, whatever else is to be done.

@@ -11,7 +11,7 @@ use crate::{
     keyspace::{KeyRange, Rid},
     load::{Counter, Folded, KEYS_MAX, Sketch, cuts_with_work},
     records::{KeyLoad, LoadRecord},
-    topology::{Draft, DraftPin, Topology, shard_name, validate},
+    topology::{Draft, DraftPin, DraftWeight, Topology, shard_name, validate},
 };
 
 /// Shards, ranges and keys.
@@ -49,7 +49,7 @@ impl World {
 
     /// Adds a shard.
     pub(super) fn shard(&mut self, index: u32, state: ShardState) {
-        self.shards.push(ShardView { name: shard_name(index), state, weight: 100 });
+        self.shards.push(ShardView { name: shard_name(index), state });
     }
 
     /// Gives all ranges anew: each starts where the one before ends.
@@ -238,4 +238,9 @@ pub(super) fn topology_with(shards: u32, change: impl FnOnce(&mut Draft)) -> Top
 /// A pin.
 pub(super) fn pin(prefix: &str, shard: i64) -> DraftPin {
     DraftPin { prefix: prefix.to_owned().into(), shard }
+}
+
+/// A shard's weight.
+pub(super) fn weight(shard: i64, weight: i64) -> DraftWeight {
+    DraftWeight { shard, weight }
 }

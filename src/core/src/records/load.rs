@@ -64,6 +64,50 @@ pub struct KeyLoad {
     pub sure: u64,
 }
 
+/// What the leading shard manager tells the next one: [`MemoryRecord`].
+pub const MEMORY: &[u8] = b"manager/memory";
+
+/// What the planner is to remember whoever leads; see [`crate::load::Memory`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MemoryRecord {
+    /// Ranges that were moved lately, the oldest first.
+    pub rests: Vec<RangeRest>,
+    /// The busiest ranges, sorted by start, without overlap.
+    pub peaks: Vec<RangePeak>,
+}
+
+impl Record for MemoryRecord {
+    const WHAT: &'static str = "what the planner remembers (manager/memory)";
+}
+
+/// The load of a range at its highest of late.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RangePeak {
+    /// The keys.
+    #[serde(flatten)]
+    pub range: KeyRange,
+    /// Operations a second, see [`crate::load::Rates::work`].
+    #[serde(rename = "w")]
+    pub work: u64,
+}
+
+/// A range that was moved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RangeRest {
+    /// The keys.
+    #[serde(flatten)]
+    pub range: KeyRange,
+    /// How often it was moved soon again.
+    #[serde(rename = "n")]
+    pub times: u32,
+    /// Seconds that it still rests for, from when this was written.
+    #[serde(rename = "r", default, skip_serializing_if = "is_zero")]
+    pub rest_s: u64,
+    /// Seconds until it is forgotten how often it was moved.
+    #[serde(rename = "k")]
+    pub kept_s: u64,
+}
+
 // Serde passes a reference.
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_zero(n: &u64) -> bool {

@@ -14,7 +14,9 @@ pub use hidden::{
     fence_closed_by, fence_key, lease_floor_key, lease_id_of_marker, lease_live, lease_marker_key,
     lease_marker_range, lease_revoking, overridden_key, override_key, override_range, purge_key, touch_key,
 };
-pub use load::{KeyLoad, LOAD_PREFIX, LoadRecord, RangeLoad, load_key};
+pub use load::{
+    KeyLoad, LOAD_PREFIX, LoadRecord, MEMORY, MemoryRecord, RangeLoad, RangePeak, RangeRest, load_key,
+};
 pub use meta::{
     CHECKPOINT_HEAD, CUT_LATEST, CheckpointHead, FIRST, FirstRecord, LEASE_PREFIX, LeaseRecord, LeaseState,
     MANAGER_LEADER, MAP, MOVES_PREFIX, MapRecord, MovePhase, MoveRecord, PROXIES_PREFIX, ProxyRecord,

@@ -25,6 +25,10 @@ pub const LOAD_TOLERANCE: u64 = 1000;
 pub const LOAD_TOLERANCE_MIN: u64 = 10;
 /// Most, which no shard reaches: nothing moves for load.
 pub const LOAD_TOLERANCE_MAX: u64 = 1_000_000_000;
+/// Weight of a shard that is given no other.
+pub const WEIGHT: u32 = 100;
+/// Largest weight of a shard, ten times the usual one. The smallest is 1.
+pub const WEIGHT_MAX: u32 = 1000;
 /// Smallest quota of a shard.
 pub const QUOTA_BYTES_MIN: u64 = 16 << 20;
 /// Shortest retention of history: paginated lists and watches that resume need some.
@@ -56,6 +60,8 @@ pub struct Draft {
     pub bytes_per_second_max: Option<u64>,
     /// `spec.rebalance.loadTolerance`.
     pub load_tolerance: i64,
+    /// `spec.rebalance.weights`.
+    pub weights: Vec<DraftWeight>,
     /// `spec.rebalance.approvedPlan`.
     pub approved_plan: Option<String>,
     /// `spec.compaction.retention`.
@@ -73,6 +79,15 @@ pub struct DraftPin {
     pub shard: i64,
 }
 
+/// The weight of a shard, not checked yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DraftWeight {
+    /// `shard`.
+    pub shard: i64,
+    /// `weight`.
+    pub weight: i64,
+}
+
 impl Draft {
     /// A draft with this name and number of shards, and the defaults of everything else.
     pub fn new(name: impl Into<String>, shards: u32) -> Self {
@@ -88,6 +103,7 @@ impl Draft {
             moves_max: i64::from(rebalance.moves_max),
             bytes_per_second_max: None,
             load_tolerance: LOAD_TOLERANCE as i64,
+            weights: Vec::new(),
             approved_plan: None,
             compaction_retention: None,
             quota_bytes: None,
@@ -130,6 +146,7 @@ pub fn validate(draft: Draft) -> Result<Topology, Vec<FieldError>> {
     let pins = check.pins(&rules, shards, draft.pins);
     let moves_max = check.moves_max(draft.moves_max);
     let load_tolerance = check.load_tolerance(draft.load_tolerance);
+    let weights = check.weights(shards, draft.weights);
     check.approved_plan(draft.approved_plan.as_deref());
     check.limits(draft.bytes_per_second_max, draft.compaction_retention, draft.quota_bytes);
     if !check.errors.is_empty() {
@@ -145,6 +162,7 @@ pub fn validate(draft: Draft) -> Result<Topology, Vec<FieldError>> {
             moves_max,
             bytes_per_second_max: draft.bytes_per_second_max,
             load_tolerance,
+            weights,
             approved_plan: draft.approved_plan,
         },
         compaction_retention: draft.compaction_retention,
@@ -220,6 +238,51 @@ impl Check {
                 LOAD_TOLERANCE
             }
         }
+    }
+
+    fn weights(&mut self, shards: u32, weights: Vec<DraftWeight>) -> BTreeMap<u32, u32> {
+        let list = "spec.rebalance.weights";
+        let mut accepted = BTreeMap::<u32, (usize, u32)>::new();
+        for (i, DraftWeight { shard, weight }) in self.bounded(list, weights).into_iter().enumerate() {
+            let field = format!("{list}[{i}]");
+            let weight = match u32::try_from(weight) {
+                Ok(n @ 1..=WEIGHT_MAX) => n,
+                _ => {
+                    let remedy = match weight {
+                        0 => "; a shard that is to hold nothing has to leave, by a smaller spec.shards",
+                        _ => "",
+                    };
+                    let message = format!(
+                        "{weight} is out of range; write 1 to {WEIGHT_MAX}, where {WEIGHT} is usual{remedy}"
+                    );
+                    self.wrong(format!("{field}.weight"), message);
+                    WEIGHT
+                }
+            };
+            let Some(shard) = self.shard(&field, shard, shards) else { continue };
+            if let Some((first, _)) = accepted.get(&shard) {
+                let message =
+                    format!("shard {shard} has a weight already, as weights[{first}]; remove one of both");
+                self.wrong(format!("{field}.shard"), message);
+                continue;
+            }
+            accepted.insert(shard, (i, weight));
+        }
+        accepted.into_iter().map(|(shard, (_, weight))| (shard, weight)).collect()
+    }
+
+    /// The index of a shard that there is, as an entry of a list names it.
+    fn shard(&mut self, entry: &str, shard: i64, shards: u32) -> Option<u32> {
+        let index = u32::try_from(shard).ok().filter(|s| *s < shards);
+        if index.is_none() {
+            let message = if shards == 1 {
+                format!("there is no shard {shard}; write 0, the only one, or raise spec.shards")
+            } else {
+                format!("there is no shard {shard}; write 0 to {}, or raise spec.shards", shards - 1)
+            };
+            self.wrong(format!("{entry}.shard"), message);
+        }
+        index
     }
 
     fn approved_plan(&mut self, plan: Option<&str>) {
@@ -342,19 +405,7 @@ impl Check {
         let mut accepted = BTreeMap::<Bytes, (usize, u32)>::new();
         for (i, pin) in self.bounded(list, pins).into_iter().enumerate() {
             let field = format!("{list}[{i}]");
-            let shard = u32::try_from(pin.shard).ok().filter(|s| *s < shards);
-            if shard.is_none() {
-                let message = if shards == 1 {
-                    format!("there is no shard {}; write 0, the only one, or raise spec.shards", pin.shard)
-                } else {
-                    format!(
-                        "there is no shard {}; write 0 to {}, or raise spec.shards",
-                        pin.shard,
-                        shards - 1
-                    )
-                };
-                self.wrong(format!("{field}.shard"), message);
-            }
+            let shard = self.shard(&field, pin.shard, shards);
             let field = format!("{field}.prefix");
             let remedy = "write the prefix to pin; to have everything on one shard, set spec.shards: 1";
             if !self.usable(&field, &pin.prefix, "a pin", remedy) {
@@ -540,6 +591,34 @@ mod tests {
             refused(|d| d.pins = vec![pin("/a/", 0), pin("/a/", 1)])
                 .contains("pinned twice, first as pins[0]")
         );
+    }
+
+    #[test]
+    fn weights_of_shards_that_are_there() {
+        let of = |weights: &[(i64, i64)]| {
+            weights.iter().map(|&(shard, weight)| DraftWeight { shard, weight }).collect::<Vec<_>>()
+        };
+        let mut draft = Draft::new("demo", 3);
+        draft.weights = of(&[(2, 1000), (0, 1)]);
+        let rebalance = validate(draft).unwrap().rebalance;
+        assert_eq!([0, 1, 2].map(|shard| rebalance.weight(shard)), [1, 100, 1000]);
+        assert_eq!(
+            refused(|d| d.weights = of(&[(3, 50)])),
+            "spec.rebalance.weights[0].shard: there is no shard 3; write 0 to 2, or raise spec.shards"
+        );
+        assert_eq!(
+            refused(|d| d.weights = of(&[(1, 50), (2, 50), (1, 60)])),
+            "spec.rebalance.weights[2].shard: shard 1 has a weight already, as weights[0]; remove one of both"
+        );
+        assert!(refused(|d| d.weights = of(&[(-1, 50)])).contains("there is no shard -1"));
+        assert!(refused(|d| d.weights = of(&[(0, 0)])).contains("by a smaller spec.shards"));
+        for weight in [-1, 1001, i64::MAX] {
+            let message = refused(|d| d.weights = of(&[(0, weight)]));
+            assert!(
+                message.contains("weights[0].weight") && message.contains("write 1 to 1000"),
+                "{message}"
+            );
+        }
     }
 
     #[test]

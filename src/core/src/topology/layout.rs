@@ -70,7 +70,8 @@ impl Topology {
 
     /// The ranges of an empty topology with the shard of each, in key order; they tile the keyspace.
     ///
-    /// Pinned parts go where their pin says; the rest is dealt out in key order, in contiguous runs of equal length.
+    /// Pinned parts go where their pin says; the rest is dealt out in key order, in contiguous runs as long as the
+    /// shards' weights say.
     /// Neighbours on one shard stay two ranges if `presplit` parts them. Without presplit and pins it is one range.
     pub fn initial_ranges(&self) -> Vec<(KeyRange, u32)> {
         let mut bounds = self.wanted_boundaries();
@@ -83,12 +84,21 @@ impl Topology {
             start = end;
         }
         let free = ranges.iter().filter(|(_, pinned)| pinned.is_none()).count().max(1) as u64;
+        let weights = (0..self.shards).map(|shard| u64::from(self.rebalance.weight(shard)));
+        // Where the run of each shard ends, on a line as long as all weights together.
+        let ends = weights.scan(0, |sum, weight| {
+            *sum += weight;
+            Some(*sum)
+        });
+        let ends = ends.collect::<Vec<u64>>();
+        let all = ends.last().copied().unwrap_or_default();
         let mut nth = 0u64;
         ranges
             .into_iter()
             .map(|(range, pinned)| {
                 let shard = pinned.unwrap_or_else(|| {
-                    let dealt = nth * u64::from(self.shards) / free;
+                    let at = nth * all / free;
+                    let dealt = ends.partition_point(|end| *end <= at);
                     nth += 1;
                     u32::try_from(dealt).unwrap_or(u32::MAX).min(self.shards - 1)
                 });
@@ -126,7 +136,7 @@ fn push(parts: &mut Vec<PinnedRange>, range: KeyRange, shard: u32) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::topology::{Draft, DraftPin, validate};
+    use crate::topology::{Draft, DraftPin, DraftWeight, validate};
 
     fn topology(shards: u32, presplit: &[&'static str], pins: &[(&'static str, i64)]) -> Topology {
         let mut draft = Draft::new("demo", shards);
@@ -198,6 +208,15 @@ mod tests {
         assert_eq!(show(t.initial_ranges()), r#"["", "b")=0 ["b", "d")=0 ["d", "f")=1 ["f", end)=1"#);
         let t = topology(5, &["b", "d"], &[]);
         assert_eq!(show(t.initial_ranges()), r#"["", "b")=0 ["b", "d")=1 ["d", end)=3"#);
+    }
+
+    #[test]
+    fn presplit_is_dealt_out_by_weight() {
+        let mut draft = Draft::new("demo", 3);
+        draft.presplit = ["b", "c", "d", "e", "f", "g", "h"].map(Bytes::from).to_vec();
+        draft.weights = vec![DraftWeight { shard: 0, weight: 200 }, DraftWeight { shard: 2, weight: 500 }];
+        let ranges = validate(draft).unwrap().initial_ranges();
+        assert_eq!(ranges.iter().map(|(_, shard)| *shard).collect::<Vec<_>>(), [0, 0, 1, 2, 2, 2, 2, 2]);
     }
 
     #[test]

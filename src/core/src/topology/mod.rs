@@ -8,16 +8,16 @@
 mod draft;
 mod layout;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 
 use crate::keyspace::Rules;
 
 pub use draft::{
-    BOUNDARIES_MAX, BYTES_PER_SECOND_MIN, CONCURRENT_MOVES_MAX, Draft, DraftPin, FieldError, LOAD_TOLERANCE,
-    LOAD_TOLERANCE_MAX, LOAD_TOLERANCE_MIN, NAME_BYTES_MAX, PREFIX_BYTES_MAX, QUOTA_BYTES_MIN, RETENTION_MIN,
-    SHARDS_MAX, validate,
+    BOUNDARIES_MAX, BYTES_PER_SECOND_MIN, CONCURRENT_MOVES_MAX, Draft, DraftPin, DraftWeight, FieldError,
+    LOAD_TOLERANCE, LOAD_TOLERANCE_MAX, LOAD_TOLERANCE_MIN, NAME_BYTES_MAX, PREFIX_BYTES_MAX,
+    QUOTA_BYTES_MIN, RETENTION_MIN, SHARDS_MAX, WEIGHT, WEIGHT_MAX, validate,
 };
 pub use layout::PinnedRange;
 
@@ -73,6 +73,8 @@ pub struct Rebalance {
     /// Differences of load between shards below this, in operations a second, are left alone;
     /// [`LOAD_TOLERANCE_MIN`] to [`LOAD_TOLERANCE_MAX`]. See [`crate::load::Rates::work`].
     pub load_tolerance: u64,
+    /// Weights by index of the shard, below [`Topology::shards`]; 1 to [`WEIGHT_MAX`]. Who has none has [`WEIGHT`].
+    pub weights: BTreeMap<u32, u32>,
     /// The plan that may be carried out in mode Manual: an id as [`crate::orders::plan_id`] gives.
     pub approved_plan: Option<String>,
 }
@@ -84,8 +86,16 @@ impl Default for Rebalance {
             moves_max: 1,
             bytes_per_second_max: None,
             load_tolerance: LOAD_TOLERANCE,
+            weights: BTreeMap::new(),
             approved_plan: None,
         }
+    }
+}
+
+impl Rebalance {
+    /// The share that the shard with this index is to have of keys, bytes and load, relative to those of the others.
+    pub fn weight(&self, shard: u32) -> u32 {
+        self.weights.get(&shard).copied().unwrap_or(WEIGHT)
     }
 }
 

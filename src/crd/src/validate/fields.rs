@@ -17,6 +17,8 @@ pub(crate) const SPLITTABLE_MAX: usize = 32;
 pub(crate) const PRESPLIT_MAX: usize = 2048;
 /// Most pins.
 pub(crate) const PINS_MAX: usize = 2048;
+/// Most weights: one for each shard that there can be.
+pub(crate) const WEIGHTS_MAX: usize = 1024;
 /// Longest prefix or boundary in the resource, in characters.
 pub(crate) const PREFIX_CHARS_MAX: usize = 256;
 /// Most characters of all prefixes and boundaries: proxies get them in a ConfigMap, which holds 1 MiB.
@@ -58,6 +60,7 @@ impl ShardedEtcdSpec {
             self.rebalance.bytes_per_second.as_ref(),
             BYTES_PER_SECOND,
         );
+        check.at_most("spec.rebalance.weights", self.rebalance.weights.len(), WEIGHTS_MAX);
         check.retention(self.compaction.as_ref().map(|c| &c.retention));
     }
 }

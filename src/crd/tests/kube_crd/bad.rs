@@ -225,6 +225,27 @@ const CREATED: &[(&str, [&str; 2])] = &[
     ("shards: 3, rebalance: {approvedPlan: all}", ["spec.rebalance.approvedPlan", "such as 1a2b3c4d"]),
     ("shards: 3, rebalance: {loadTolerance: 9}", ["spec.rebalance.loadTolerance", "or equal to 10"]),
     (
+        "shards: 3, rebalance: {weights: [{shard: 3, weight: 50}]}",
+        ["spec.rebalance.weights", "or raise spec.shards"],
+    ),
+    (
+        "shards: 3, rebalance: {weights: [{shard: -1, weight: 50}]}",
+        ["spec.rebalance.weights[0].shard", "or equal to 0"],
+    ),
+    (
+        "shards: 3, rebalance: {weights: [{shard: 0, weight: 0}]}",
+        ["spec.rebalance.weights[0].weight", "or equal to 1"],
+    ),
+    (
+        "shards: 3, rebalance: {weights: [{shard: 0, weight: 1001}]}",
+        ["spec.rebalance.weights[0].weight", "or equal to 1000"],
+    ),
+    ("shards: 3, rebalance: {weights: [{shard: 0}]}", ["spec.rebalance.weights[0].weight", "Required"]),
+    (
+        "shards: 3, rebalance: {weights: [{shard: 0, weight: 50}, {shard: 0, weight: 60}]}",
+        ["spec.rebalance.weights[1]", "Duplicate value: {\"shard\":0}"],
+    ),
+    (
         "shards: 3, rebalance: {maxConcurrentMoves: 65}",
         ["spec.rebalance.maxConcurrentMoves", "or equal to 64"],
     ),
@@ -245,12 +266,13 @@ const NAMES: &[(&str, [&str; 2])] = &[
 ];
 
 /// What [`CHANGES`] change.
-const BASE: &str = "shards: 3, keyspace: {pins: [{prefix: /a/, shard: 2}]}, \
+const BASE: &str = "shards: 4, keyspace: {pins: [{prefix: /a/, shard: 2}]}, rebalance: {weights: [{shard: 3, weight: 50}]}, \
     etcd: {storage: {size: 10Gi, className: fast}, quota: 4Gi}, version: 3.7.3";
 
 /// Merge patches of a spec, and what the refusal says.
 const CHANGES: &[(&str, [&str; 2])] = &[
     (r#"{"shards": 2}"#, ["spec.keyspace.pins", "or raise spec.shards"]),
+    (r#"{"shards": 3}"#, ["spec.rebalance.weights", "or raise spec.shards"]),
     (r#"{"shards": 0}"#, ["spec.shards", "greater than or equal to 1"]),
     (r#"{"keyspace": {"delimiter": ":"}}"#, ["spec.keyspace.delimiter", "or make a new resource"]),
     (r#"{"keyspace": {"delimiter": ""}}"#, ["spec.keyspace.delimiter", "write \"/\""]),
@@ -276,7 +298,9 @@ const CHANGES: &[(&str, [&str; 2])] = &[
 /// Merge patches of [`BASE`] that are accepted.
 const GOOD_CHANGES: &[&str] = &[
     r#"{"shards": 5}"#,
-    r#"{"shards": 2, "keyspace": {"pins": []}}"#,
+    r#"{"shards": 2, "keyspace": {"pins": []}, "rebalance": {"weights": []}}"#,
+    r#"{"shards": 3, "rebalance": {"weights": null}}"#,
+    r#"{"rebalance": {"weights": [{"shard": 3, "weight": 60}, {"shard": 0, "weight": 100}]}}"#,
     r#"{"version": "3.7.10"}"#,
     r#"{"etcd": {"storage": {"size": "10.5Gi"}, "quota": null}}"#,
     r#"{"etcd": {"storage": {"size": "10240Mi", "retain": "Retain"}}}"#,

@@ -28,6 +28,8 @@ const GOOD: &[&str] = &[
     "shards: 3, proxy: {disruption: {maxUnavailable: '25%'}}",
     "shards: 3, proxy: {replicas: 3, disruption: {minAvailable: 2}}, shardManager: {replicas: 5}",
     "shards: 3, rebalance: {mode: Paused, maxConcurrentMoves: 64, bytesPerSecond: 64Ki, loadTolerance: 10}",
+    "shards: 3, rebalance: {weights: [{shard: 2, weight: 1000}, {shard: 0, weight: 1}]}",
+    "shards: 3, rebalance: {weights: []}",
     "shards: 3, rebalance: {mode: Manual, approvedPlan: '00c0ffee'}",
     "shards: 3, rebalance: {bytesPerSecond: 1048576}, compaction: {retention: 1h30m}",
 ];
@@ -39,11 +41,16 @@ fn largest() -> Value {
     let inside = |n: usize, what: char| format!("/registry/31/{what}{n:0>17}");
     let presplit = (0..2048).map(|n| inside(n, 'b')).collect::<Vec<_>>();
     let pins = (0..2048).map(|n| json!({"prefix": inside(n, 'p'), "shard": n % 1024})).collect::<Vec<_>>();
+    let weights = (0..1024).map(|n| json!({"shard": n, "weight": 1000})).collect::<Vec<_>>();
     json!({
         "apiVersion": "shardedetcd.io/v1alpha1",
         "kind": "ShardedEtcd",
         "metadata": {"name": "a".repeat(40)},
-        "spec": {"shards": 1024, "keyspace": {"splittable": splittable, "presplit": presplit, "pins": pins}},
+        "spec": {
+            "shards": 1024,
+            "keyspace": {"splittable": splittable, "presplit": presplit, "pins": pins},
+            "rebalance": {"weights": weights},
+        },
     })
 }
 
@@ -79,7 +86,7 @@ pub(crate) async fn accepted(cluster: &Cluster) {
         let apply = ["apply", "--server-side", "-f", "-"];
         cluster.good(&apply, &text).await;
         let mut more = large.clone();
-        more["spec"]["rebalance"] = json!({"mode": "Paused"});
+        more["spec"]["rebalance"]["mode"] = json!("Paused");
         cluster.good(&apply, &more.to_string()).await;
         cluster.good(&["delete", "-f", "-"], &text).await;
         // One character more, and one entry more.

@@ -56,7 +56,7 @@ fn full() -> Value {
         },
         "shardManager": {"replicas": 1, "resources": {"limits": {"memory": "64Mi"}}},
         "rebalance": {"mode": "Automatic", "maxConcurrentMoves": 2, "bytesPerSecond": "64Mi", "loadTolerance": 5000,
-            "approvedPlan": "1a2b3c4d"},
+            "weights": [{"shard": 0, "weight": 50}], "approvedPlan": "1a2b3c4d"},
         "compaction": {"retention": "5m"},
     })
 }

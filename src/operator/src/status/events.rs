@@ -7,7 +7,7 @@ use sharded_etcd_crd::status::{
 };
 
 use super::{
-    READY, STALLED,
+    AWAITING_APPROVAL, READY, STALLED,
     trouble::{VOLUMES_PENDING, clip},
 };
 
@@ -46,6 +46,7 @@ pub fn events(previous: &ShardedEtcdStatus, next: &ShardedEtcdStatus) -> Vec<Eve
     let mut events = Vec::new();
     ready(previous, next, &mut events);
     stalled(previous, next, &mut events);
+    approval(previous, next, &mut events);
     shards(previous, next, &mut events);
     moves(previous, next, &mut events);
     let more = events.len().saturating_sub(EVENTS_MAX);
@@ -94,6 +95,14 @@ fn stalled(previous: &ShardedEtcdStatus, next: &ShardedEtcdStatus, events: &mut 
             events.push(EventDraft::new(false, "Resolved", "nothing is in the way any more"));
         }
         _ => {}
+    }
+}
+
+/// Once for each time that plans begin to wait: a plan that changes while it waits is in the condition.
+fn approval(previous: &ShardedEtcdStatus, next: &ShardedEtcdStatus, events: &mut Vec<EventDraft>) {
+    let (before, now) = (condition(previous, AWAITING_APPROVAL), condition(next, AWAITING_APPROVAL));
+    if let Some(now) = now.filter(|now| holds(Some(now)) && !holds(before)) {
+        events.push(EventDraft::new(false, &*now.reason, &now.message));
     }
 }
 

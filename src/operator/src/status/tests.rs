@@ -11,7 +11,7 @@ use sharded_etcd_crd::status::{
     ShardedEtcdStatus,
 };
 
-use super::{BALANCED, EventDraft, READY, RECONCILING, STALLED, events, status};
+use super::{AWAITING_APPROVAL, BALANCED, EventDraft, READY, RECONCILING, STALLED, events, status};
 use crate::{
     model::{Applied, ApplyFailure},
     validate::{fixture::World, validate},
@@ -111,6 +111,59 @@ fn the_start_is_told_step_by_step() {
     let serving = look(&world);
     is(&serving, READY, ConditionStatus::True, "Serving");
     assert_eq!(reasons(&events(&made, &serving)), ["Ready", "ShardJoined"]);
+}
+
+/// Adds what the shard manager says.
+fn says(world: &mut World, type_: &str, status: ConditionStatus, reason: &str, message: &str) {
+    world.report().status.conditions.push(Condition {
+        type_: type_.to_owned(),
+        status,
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        last_transition_time: None,
+        observed_generation: None,
+    });
+}
+
+#[test]
+fn what_waits_for_a_person_is_no_progress() {
+    let mut world = World::serving(2);
+    let before = look(&world);
+    world.scale(1);
+    let drains = |world: &mut World| world.known(&[(0, 0, Serving), (1, 0, Draining)], &[]);
+    drains(&mut world);
+    world.step();
+    is(&look(&world), RECONCILING, ConditionStatus::True, "ShardsDraining");
+    let how = "plan 1a2b3c4d of 3 steps waits for an approval: sharded-etcd approve 1a2b3c4d";
+    says(&mut world, RECONCILING, ConditionStatus::False, "AwaitingApproval", how);
+    says(&mut world, AWAITING_APPROVAL, ConditionStatus::True, "PlanWaits", how);
+    let waits = look(&world);
+    is(&waits, READY, ConditionStatus::True, "Serving");
+    is(&waits, RECONCILING, ConditionStatus::False, "AwaitingApproval");
+    is(&waits, STALLED, ConditionStatus::False, "Unhindered");
+    is(&waits, AWAITING_APPROVAL, ConditionStatus::True, "PlanWaits");
+    assert_eq!(condition(&waits, AWAITING_APPROVAL).message, how);
+    assert_eq!(reasons(&events(&before, &waits)), ["PlanWaits", "ShardDraining"]);
+    assert_eq!(events(&waits, &waits), []);
+    // It is approved, and gets on.
+    drains(&mut world);
+    says(&mut world, RECONCILING, ConditionStatus::True, "Rebalancing", "1 moves under way");
+    says(&mut world, AWAITING_APPROVAL, ConditionStatus::False, "NothingWaits", "no plan waits");
+    let goes_on = look(&world);
+    is(&goes_on, RECONCILING, ConditionStatus::True, "ShardsDraining");
+    assert!(!reasons(&events(&waits, &goes_on)).contains(&"PlanWaits"));
+    drains(&mut world);
+    says(
+        &mut world,
+        RECONCILING,
+        ConditionStatus::False,
+        "Paused",
+        "3 steps planned, but rebalance.mode is Paused",
+    );
+    is(&look(&world), RECONCILING, ConditionStatus::False, "Paused");
+    // A member that is away comes back by itself, whatever waits.
+    world.not_ready("demo-shard-0-1");
+    is(&look(&world), RECONCILING, ConditionStatus::True, "MembersNotReady");
 }
 
 #[test]

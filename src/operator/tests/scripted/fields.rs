@@ -65,6 +65,7 @@ fn edits() -> Vec<(&'static str, Value, Effect)> {
         ("rebalance.maxConcurrentMoves", json!(4), Changes),
         ("rebalance.bytesPerSecond", json!("64Mi"), Changes),
         ("rebalance.loadTolerance", json!(5000), Changes),
+        ("rebalance.weights", json!([{"shard": 1, "weight": 50}]), Changes),
         ("rebalance.approvedPlan", json!("1a2b3c4d"), Changes),
         ("compaction.retention", json!("10m"), Changes),
     ]
