@@ -22,11 +22,13 @@ pub enum Sabotage {
     ForgetPrev,
     /// Requests for progress are not answered.
     LoseProgress,
+    /// The log is cut off where there is no checkpoint of it.
+    CutLogTooFar,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::SkipCutWait,
         Self::ReorderMerge,
         Self::DropFence,
@@ -35,6 +37,7 @@ impl Sabotage {
         Self::CondenseTooMuch,
         Self::ForgetPrev,
         Self::LoseProgress,
+        Self::CutLogTooFar,
     ];
 
     /// True if this thread is to break the protocol so; never in a release.

@@ -15,6 +15,7 @@ pub mod latest;
 pub mod random;
 mod refresh;
 mod shards;
+pub mod upkeep;
 mod waiters;
 
 use std::{
@@ -51,6 +52,8 @@ pub struct LineOptions {
     pub segments_max: usize,
     /// How often that is looked at. Default 30 s.
     pub condense_interval: Duration,
+    /// When a proxy does the shard manager's part in keeping the log short.
+    pub caretaker: upkeep::CaretakerOptions,
 }
 
 impl Default for LineOptions {
@@ -61,6 +64,7 @@ impl Default for LineOptions {
             stuck_max: Duration::from_secs(1),
             segments_max: 100_000,
             condense_interval: Duration::from_secs(30),
+            caretaker: upkeep::CaretakerOptions::default(),
         }
     }
 }
@@ -150,6 +154,11 @@ impl Line {
     /// Why nothing can be served, if so: the log cannot be folded by this release.
     pub fn broken(&self) -> Option<String> {
         self.broken.borrow().clone()
+    }
+
+    /// How it behaves.
+    pub fn options(&self) -> &LineOptions {
+        &self.options
     }
 
     /// The connection to meta.
