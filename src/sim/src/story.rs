@@ -122,7 +122,8 @@ async fn chapters(world: &Arc<World>, story: &Story) -> Result<(), String> {
     }
     let chaos = tokio::time::timeout(story.chaos, chaos::run(Arc::clone(world), story.clone())).await;
     drop(chaos);
-    heal(world).await;
+    let healed = tokio::time::timeout(REST_MAX, heal(world)).await;
+    healed.map_err(|_| "not everything could be started again".to_owned())?;
     // What was under way when things went wrong is over then.
     let settled = Duration::from_secs(10);
     let calm = Arc::clone(world);
@@ -160,6 +161,7 @@ async fn heal(world: &Arc<World>) {
     world.net.heal();
     for etcd in world.etcds() {
         etcd.pause(false);
+        etcd.fill(false);
     }
     let places = world.proxies.lock().len();
     let managers = world.managers.lock().len();
