@@ -52,6 +52,8 @@ pub struct LineOptions {
     pub segments_max: usize,
     /// How often that is looked at. Default 30 s.
     pub condense_interval: Duration,
+    /// What was written on a shard and is in nobody's answer or watch is found, by proxies, within this time. Default 10 s.
+    pub unseen_max: Duration,
     /// When a proxy does the shard manager's part in keeping the log short.
     pub caretaker: upkeep::CaretakerOptions,
 }
@@ -64,6 +66,7 @@ impl Default for LineOptions {
             stuck_max: Duration::from_secs(1),
             segments_max: 100_000,
             condense_interval: Duration::from_secs(30),
+            unseen_max: Duration::from_secs(10),
             caretaker: upkeep::CaretakerOptions::default(),
         }
     }

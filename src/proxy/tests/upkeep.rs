@@ -18,7 +18,10 @@ use sharded_etcd_testkit::wait_until;
 const WAIT: Duration = Duration::from_secs(60);
 
 async fn proxy(topology: &support::Topology, name: &str, caretaker: CaretakerOptions) -> Arc<Proxy> {
-    let options = LineOptions { caretaker, segments_max: 8, ..LineOptions::default() };
+    proxy_with(topology, name, LineOptions { caretaker, segments_max: 8, ..LineOptions::default() }).await
+}
+
+async fn proxy_with(topology: &support::Topology, name: &str, options: LineOptions) -> Arc<Proxy> {
     let line = Line::start(Arc::clone(&topology.meta), options).await.unwrap();
     let shards = Shards::new(Arc::clone(&line), topology.directory.clone());
     let options = ProxyOptions {
@@ -104,6 +107,25 @@ async fn without_a_manager_proxies_keep_the_log_short() {
         proxy.stop().await;
         proxy.context().line.close().await;
     }
+}
+
+/// A write that nobody told anybody of is part of the line after a while, though nothing else is written on its shard.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_saw_is_found() {
+    let topology = support::Topology::start(2, &["m"]).await;
+    let line = LineOptions { unseen_max: Duration::from_millis(50), ..LineOptions::default() };
+    let proxy = proxy_with(&topology, "p-0", line).await;
+    // As a proxy that dies before it hears of it.
+    let put = pb::PutRequest { key: "x".into(), ..Default::default() };
+    topology.shards[1].put(put).await.unwrap();
+    let get = pb::RangeRequest { key: "x".into(), serializable: true, ..Default::default() };
+    wait_until("the write to be seen", WAIT, || async {
+        (proxy.kv().range(get.clone()).await.unwrap().count == 1).then_some(())
+    })
+    .await
+    .unwrap();
+    proxy.stop().await;
+    proxy.context().line.close().await;
 }
 
 /// What else is written into meta goes, too, where the log stands still.

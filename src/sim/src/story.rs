@@ -134,6 +134,7 @@ async fn chapters(world: &Arc<World>, story: &Story) -> Result<(), String> {
     let rested = tokio::time::timeout(REST_MAX, async {
         while busy.join_next().await.is_some() {}
         expired(world).await;
+        covered(world).await;
         while !managing::are_over(world) && story.managers > 0 {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
@@ -192,6 +193,17 @@ async fn expired(world: &Arc<World>) {
             keys.into_iter().find(|kv| kv.lease != 0)
         };
         if left.is_none() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Until all that was written is part of the line, also what nobody was told of.
+async fn covered(world: &Arc<World>) {
+    loop {
+        let vector = world.truth.lock().vector();
+        if world.shards.iter().zip(vector).all(|(etcd, v)| etcd.revision() <= v) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(500)).await;

@@ -6,6 +6,7 @@
 
 mod caretaker;
 mod shards;
+mod unseen;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -24,6 +25,7 @@ use tokio::time::Instant;
 use crate::{CheckpointError, Line, LineError, Shards, write_checkpoint};
 
 pub use caretaker::{Caretaker, CaretakerOptions};
+pub use unseen::follow_up;
 
 /// Keys of one page when live revisions are gathered.
 const PAGE: i64 = 5000;
