@@ -22,11 +22,17 @@ pub enum Sabotage {
     ForgetPrev,
     /// Requests for progress are not answered.
     LoseProgress,
+    /// The log is cut off where there is no checkpoint of it.
+    CutLogTooFar,
+    /// The first part of a watch answer that is parted is not sent.
+    LoseFragment,
+    /// Transactions inside transactions do not compare.
+    ForgetNested,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::SkipCutWait,
         Self::ReorderMerge,
         Self::DropFence,
@@ -35,6 +41,9 @@ impl Sabotage {
         Self::CondenseTooMuch,
         Self::ForgetPrev,
         Self::LoseProgress,
+        Self::CutLogTooFar,
+        Self::LoseFragment,
+        Self::ForgetNested,
     ];
 
     /// True if this thread is to break the protocol so; never in a release.

@@ -1,12 +1,17 @@
 //! Checkpoints of the fold in meta, so that a start reads little and the log's history can be compacted.
 
 use bytes::Bytes;
+use rand::RngCore;
 use sharded_etcd_core::{
+    keyspace::KeyRange,
     line::Fold,
+    moves::ops,
     records::{self, CheckpointHead, Record},
 };
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::{Shard, ShardError};
+
+use crate::random;
 
 /// Bytes of one chunk at most: etcd's request limit is 1.5 MiB.
 const CHUNK_BYTES_MAX: usize = 1 << 20;
@@ -27,16 +32,24 @@ pub enum CheckpointError {
     },
 }
 
-/// Writes a checkpoint of `fold`, makes it the newest unless a newer one is there, and drops the chunks of the one
-/// before. Returns true if it became the newest.
+/// How often the head is read anew because somebody else changed it meanwhile.
+const HEAD_TRIES: u32 = 3;
+
+/// Writes a checkpoint of `fold`, makes it the newest, and drops the chunks of all older ones, also of those that were
+/// never finished. Any number of processes may do this at once: chunks are of one writer, and the head only goes forward.
 ///
-/// The caller may then compact meta to `fold.position`, not beyond.
+/// Returns the log position of the checkpoint that it replaced, 0 if there was none: meta may be compacted to there, as
+/// everybody who starts from now on reads the new one. `None` if one at least as new was there already.
 ///
 /// # Errors
-/// If meta fails; a half-written checkpoint is never pointed to, and overwritten by the next try with the same id.
-pub async fn write_checkpoint(meta: &dyn Shard, fold: &Fold) -> Result<bool, CheckpointError> {
+/// If meta fails; a half-written checkpoint is never pointed to, and goes with the next one that is.
+pub async fn write_checkpoint(meta: &dyn Shard, fold: &Fold) -> Result<Option<i64>, CheckpointError> {
+    if read_head(meta).await?.position() >= fold.position {
+        return Ok(None);
+    }
     let body = fold.encode();
-    let id = format!("{:016x}", fold.position);
+    // Two writers of one position may have left out different segments. Ascending with the position.
+    let id = format!("{:016x}-{:016x}", fold.position, random::rng().next_u64());
     let mut chunks = 0;
     let mut rest = body.clone();
     while !rest.is_empty() {
@@ -45,42 +58,60 @@ pub async fn write_checkpoint(meta: &dyn Shard, fold: &Fold) -> Result<bool, Che
             .await?;
         chunks += 1;
     }
-    let head = Bytes::from_static(records::CHECKPOINT_HEAD);
-    let before = meta.range(pb::RangeRequest { key: head.clone(), ..Default::default() }).await?.kvs.pop();
     let newest = CheckpointHead { position: fold.position, id: id.clone(), chunks, bytes: body.len() as u64 };
-    let old = before.as_ref().and_then(|kv| CheckpointHead::decode(&kv.value).ok());
-    if old.as_ref().is_some_and(|old| old.position >= fold.position) {
-        return Ok(false);
+    // The chunks of a newer one under way stay. Those of an older one may go: it will not become the head.
+    let older = KeyRange::new(records::CHECKPOINTS_PREFIX, records::checkpoint_prefix(&id));
+    let key = Bytes::from_static(records::CHECKPOINT_HEAD);
+    for _ in 0..HEAD_TRIES {
+        let old = read_head(meta).await?;
+        if old.position() >= fold.position {
+            return Ok(None);
+        }
+        let success = vec![ops::put(key.clone(), newest.encode()), ops::delete_range(&older)];
+        if meta.txn(ops::txn(vec![ops::modified_at(key.clone(), old.modified)], success)).await?.succeeded {
+            return Ok(Some(old.position()));
+        }
     }
-    let compare = pb::Compare {
-        result: pb::CompareResult::Equal.into(),
-        target: pb::CompareTarget::Mod.into(),
-        key: head.clone(),
-        target_union: Some(pb::TargetUnion::ModRevision(before.map_or(0, |kv| kv.mod_revision))),
-        ..Default::default()
-    };
-    let put = pb::PutRequest { key: head, value: newest.encode(), ..Default::default() };
-    let mut success = vec![pb::RequestOp { request: Some(pb::Request::RequestPut(put)) }];
-    if let Some(old) = old {
-        let prefix = records::checkpoint_prefix(&old.id);
-        let range_end = sharded_etcd_core::keyspace::prefix_end(&prefix);
-        let delete = pb::DeleteRangeRequest { key: prefix, range_end, ..Default::default() };
-        success.push(pb::RequestOp { request: Some(pb::Request::RequestDeleteRange(delete)) });
+    Ok(None)
+}
+
+/// What meta says about the newest checkpoint.
+pub(crate) struct Head {
+    newest: Option<CheckpointHead>,
+    modified: i64,
+    /// Meta's revision.
+    pub(crate) meta: i64,
+}
+
+impl Head {
+    /// Log position of the newest checkpoint; 0 if there is none.
+    pub(crate) fn position(&self) -> i64 {
+        self.newest.as_ref().map_or(0, |head| head.position)
     }
-    let answer = meta.txn(pb::TxnRequest { compare: vec![compare], success, failure: Vec::new() }).await?;
-    Ok(answer.succeeded)
+}
+
+/// Reads which checkpoint is the newest.
+pub(crate) async fn read_head(meta: &dyn Shard) -> Result<Head, CheckpointError> {
+    let key = Bytes::from_static(records::CHECKPOINT_HEAD);
+    let answer = meta.range(pb::RangeRequest { key, ..Default::default() }).await?;
+    let kv = answer.kvs.first();
+    let newest = kv.map(|kv| CheckpointHead::decode(&kv.value)).transpose();
+    Ok(Head {
+        newest: newest.map_err(|e| damaged("head", e.to_string()))?,
+        modified: kv.map_or(0, |kv| kv.mod_revision),
+        meta: answer.header.map_or(0, |h| h.revision),
+    })
+}
+
+fn damaged(id: &str, reason: String) -> CheckpointError {
+    CheckpointError::Damaged { id: id.to_owned(), reason }
 }
 
 /// The newest checkpoint, if there is one.
 pub(crate) async fn read_checkpoint(meta: &dyn Shard) -> Result<Option<Fold>, CheckpointError> {
-    let head = Bytes::from_static(records::CHECKPOINT_HEAD);
-    let answer = meta.range(pb::RangeRequest { key: head, ..Default::default() }).await?;
-    let Some(kv) = answer.kvs.first() else { return Ok(None) };
-    let damaged = |id: &str, reason: String| CheckpointError::Damaged { id: id.to_owned(), reason };
-    let head = CheckpointHead::decode(&kv.value).map_err(|e| damaged("head", e.to_string()))?;
-    // At one revision, so that a newer checkpoint cannot take the chunks away in between.
-    let revision = answer.header.map_or(0, |h| h.revision);
+    let Head { newest: Some(head), meta: revision, .. } = read_head(meta).await? else { return Ok(None) };
     let mut body = Vec::new();
+    // At one revision, so that a newer checkpoint cannot take the chunks away in between.
     for n in 0..head.chunks {
         let key = records::checkpoint_chunk(&head.id, n);
         let answer = meta.range(pb::RangeRequest { key, revision, ..Default::default() }).await?;

@@ -15,6 +15,7 @@ pub mod latest;
 pub mod random;
 mod refresh;
 mod shards;
+pub mod upkeep;
 mod waiters;
 
 use std::{
@@ -51,6 +52,10 @@ pub struct LineOptions {
     pub segments_max: usize,
     /// How often that is looked at. Default 30 s.
     pub condense_interval: Duration,
+    /// What was written on a shard and is in nobody's answer or watch is found, by proxies, within this time. Default 10 s.
+    pub unseen_max: Duration,
+    /// When a proxy does the shard manager's part in keeping the log short.
+    pub caretaker: upkeep::CaretakerOptions,
 }
 
 impl Default for LineOptions {
@@ -61,6 +66,8 @@ impl Default for LineOptions {
             stuck_max: Duration::from_secs(1),
             segments_max: 100_000,
             condense_interval: Duration::from_secs(30),
+            unseen_max: Duration::from_secs(10),
+            caretaker: upkeep::CaretakerOptions::default(),
         }
     }
 }
@@ -150,6 +157,11 @@ impl Line {
     /// Why nothing can be served, if so: the log cannot be folded by this release.
     pub fn broken(&self) -> Option<String> {
         self.broken.borrow().clone()
+    }
+
+    /// How it behaves.
+    pub fn options(&self) -> &LineOptions {
+        &self.options
     }
 
     /// The connection to meta.

@@ -127,14 +127,44 @@ async fn a_line_starts_from_a_checkpoint_and_a_compacted_log() {
         line.cover(ShardIx((i % 2) as u32), local).await.unwrap();
     }
     let checkpoint = fold(&line);
-    assert!(write_checkpoint(cluster.meta.as_ref(), &checkpoint).await.unwrap());
-    assert!(!write_checkpoint(cluster.meta.as_ref(), &checkpoint).await.unwrap(), "not newer");
+    assert_eq!(write_checkpoint(cluster.meta.as_ref(), &checkpoint).await.unwrap(), Some(0));
+    assert_eq!(write_checkpoint(cluster.meta.as_ref(), &checkpoint).await.unwrap(), None, "not newer");
     let compact = pb::CompactionRequest { revision: checkpoint.position, physical: true };
     cluster.meta.compact(compact).await.unwrap();
     let local = cluster.write(0, "after").await;
     line.cover(ShardIx(0), local).await.unwrap();
     let late = cluster.line().await;
     assert_eq!(fold(&late), fold(&line));
+}
+
+/// Two who write a checkpoint of one position may have left out different segments; what the second one writes must not
+/// damage what the first one's readers read, and nothing of it may stay for ever.
+#[tokio::test]
+async fn a_second_checkpoint_of_a_position_does_not_damage_the_first() {
+    let cluster = Cluster::start(2).await;
+    let line = cluster.line().await;
+    for i in 0..20 {
+        let local = cluster.write(i % 2, "k").await;
+        line.cover(ShardIx((i % 2) as u32), local).await.unwrap();
+    }
+    line.append(&Entry::Compact(line.cut().revision)).await.unwrap();
+    let full = fold(&line);
+    let mut condensed = full.clone();
+    condensed.condense(&[]);
+    assert_ne!(full, condensed);
+    assert!(write_checkpoint(cluster.meta.as_ref(), &condensed).await.unwrap().is_some());
+    assert_eq!(write_checkpoint(cluster.meta.as_ref(), &full).await.unwrap(), None, "not newer");
+    let late = cluster.line().await;
+    assert_eq!(fold(&late), condensed, "what was written first is read");
+
+    // As if one had died after its chunks.
+    let left = Bytes::from_static(b"ckpt/0000000000000001-00000000000000ff/00000000");
+    cluster.meta.put(pb::PutRequest { key: left, ..Default::default() }).await.unwrap();
+    line.append(&Entry::Adv(Vec::new())).await.unwrap();
+    let written = write_checkpoint(cluster.meta.as_ref(), &fold(&line)).await.unwrap();
+    assert_eq!(written, Some(condensed.position), "it says which one it replaced");
+    let chunks = pb::RangeRequest { key: "ckpt/".into(), range_end: "ckpt/g".into(), ..Default::default() };
+    assert_eq!(cluster.meta.range(chunks).await.unwrap().count, 1, "only the newest one's chunk is left");
 }
 
 /// Memory follows the checkpoints: what they leave out, running processes forget too, and go on as if nothing happened.
@@ -162,7 +192,7 @@ async fn a_running_line_forgets_what_a_checkpoint_leaves_out() {
     checkpoint.condense(&[vec![locals[0], locals[38]], vec![locals[1], locals[39]]]);
     let condensed = checkpoint.segment_count();
     assert!(condensed <= 6, "{condensed} of {segments} segments are left");
-    assert!(write_checkpoint(cluster.meta.as_ref(), &checkpoint).await.unwrap());
+    assert!(write_checkpoint(cluster.meta.as_ref(), &checkpoint).await.unwrap().is_some());
 
     let mut tries = 0;
     while eager.with_fold(Fold::segment_count) > condensed {

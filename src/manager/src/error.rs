@@ -1,7 +1,7 @@
 //! What can go wrong in the shard manager.
 
 use sharded_etcd_core::records::RecordError;
-use sharded_etcd_line::{CheckpointError, LineError};
+use sharded_etcd_line::{LineError, upkeep::UpkeepError};
 use sharded_etcd_shard::ShardError;
 
 /// Why a piece of the manager's work did not get on. What it left behind is found and gone on with later.
@@ -19,9 +19,9 @@ pub enum ManagerError {
     /// A stored record cannot be read by this release.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// A checkpoint failed.
+    /// History could not be cut off, or moves not be read.
     #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
+    Upkeep(#[from] UpkeepError),
     /// Something took longer than its bound.
     #[error("{what} took longer than {ms} ms")]
     Slow {

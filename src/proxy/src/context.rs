@@ -39,6 +39,9 @@ pub struct Limits {
     pub txn_ops_max: usize,
     /// Bytes of one request as a client sends it. etcd's default, 1.5 MiB.
     pub request_bytes_max: usize,
+    /// Bytes of a watch answer from which on it is parted for a client that asked for fragments. etcd's default: what a
+    /// request may have, and 512 KiB (`grpcOverheadBytes`).
+    pub fragment_bytes: usize,
     /// Bytes of one shard that clients may fill, 0 for no bound of the proxy's own.
     pub quota_bytes: i64,
     /// How long a write waits for a range whose fence is closed. 2 s.
@@ -56,6 +59,7 @@ impl Default for Limits {
         Self {
             txn_ops_max: 128,
             request_bytes_max: 3 << 19,
+            fragment_bytes: (3 << 19) + (512 << 10),
             quota_bytes: 0,
             held_max: Duration::from_secs(2),
             held_requests_max: 1_000,

@@ -7,7 +7,10 @@ use sharded_etcd_etcd_api::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
     maintenance_server::MaintenanceServer, watch_server::WatchServer,
 };
-use sharded_etcd_line::{Line, Shards};
+use sharded_etcd_line::{
+    Line, Shards,
+    upkeep::{Caretaker, follow_up},
+};
 use sharded_etcd_serve::{ServeError, serve_on_threads};
 use sharded_etcd_shard::ShardError;
 use tokio::net::TcpListener;
@@ -110,6 +113,10 @@ impl Proxy {
             runtime: tokio::runtime::Handle::current(),
             raft_term: status.raft_term,
         });
+        let caretaker = Caretaker::new(Arc::clone(&ctx.line), Arc::clone(&ctx.shards));
+        ctx.tasks.spawn(caretaker.run(ctx.shutdown.clone()));
+        let (line, shards) = (Arc::clone(&ctx.line), Arc::clone(&ctx.shards));
+        ctx.tasks.spawn(follow_up(line, shards, ctx.shutdown.clone()));
         let leases = Leases::start(Arc::clone(&ctx));
         let hub = Hub::start(Arc::clone(&ctx));
         let passed = Arc::clone(&hub);

@@ -20,7 +20,7 @@ pub async fn run(world: Arc<World>, story: Story) {
         let etcd = Arc::clone(rng.pick(&etcds));
         let place = rng.below(story.proxies as u64) as usize;
         let most = Duration::from_millis(rng.between(10, 1500));
-        match rng.below(10) {
+        match rng.below(11) {
             0..3 => {
                 let name = if story.managers > 0 && rng.chance(30) {
                     format!("manager-{}", rng.below(story.managers as u64))
@@ -58,6 +58,16 @@ pub async fn run(world: Arc<World>, story: Story) {
             8 => {
                 trace!(world, "chaos restarts {}", etcd.name);
                 etcd.restart();
+            }
+            9 => {
+                // Meta has room that no client can use up.
+                let shard = Arc::clone(rng.pick(&world.shards));
+                trace!(world, "chaos fills {} for {most:?}", shard.name);
+                shard.fill(true);
+                tokio::spawn(async move {
+                    tokio::time::sleep(most).await;
+                    shard.fill(false);
+                });
             }
             _ if story.managers > 0 => {
                 let place = rng.below(story.managers as u64) as usize;

@@ -25,6 +25,9 @@ const EXPIRE_INTERVAL: Duration = Duration::from_millis(500);
 /// The shortest time to live that etcd grants with its default election timeout, in seconds.
 const TTL_SECONDS_MIN: i64 = 2;
 
+/// etcd's text for a write that there is no space for.
+pub const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
+
 /// One etcd cluster. See the module.
 pub struct Etcd {
     /// Its name (`meta`, `shard-0`, …).
@@ -47,6 +50,8 @@ struct State {
     log: Vec<(Vec<pb::Event>, Instant)>,
     leases: BTreeMap<i64, Lease>,
     next_lease: i64,
+    /// There is an alarm: nothing is taken that needs space.
+    full: bool,
 }
 
 struct Lease {
@@ -69,6 +74,7 @@ impl Etcd {
             leases: BTreeMap::new(),
             // Ids that it chooses are positive, and unlike those of others.
             next_lease: (cluster_id << 32) as i64 & i64::MAX,
+            full: false,
         };
         Arc::new(Self {
             name: name.to_owned(),
@@ -118,6 +124,11 @@ impl Etcd {
         self.restarts.send_modify(|n| *n += 1);
     }
 
+    /// Raises the alarm NOSPACE, or disarms it.
+    pub fn fill(&self, full: bool) {
+        self.state.lock().full = full;
+    }
+
     /// Counts restarts.
     pub fn restarts(&self) -> latest::Receiver<u64> {
         self.restarts.subscribe()
@@ -165,6 +176,9 @@ impl Etcd {
     pub fn txn(&self, request: &pb::TxnRequest) -> Result<pb::TxnResponse> {
         let (answer, wrote) = {
             let mut state = self.state.lock();
+            if state.full && needs_space(request) {
+                return Err(no_space());
+            }
             let before = state.keys.revision();
             // First all compares, then the checks, then the operations, as etcd does.
             let mut path = Vec::new();
@@ -199,6 +213,9 @@ impl Etcd {
     /// `Lease.LeaseGrant`.
     pub fn lease_grant(&self, request: &pb::LeaseGrantRequest) -> Result<pb::LeaseGrantResponse> {
         let mut state = self.state.lock();
+        if state.full {
+            return Err(no_space());
+        }
         let id = if request.id == 0 {
             state.next_lease += 1;
             state.next_lease
@@ -514,6 +531,17 @@ fn branch(request: &pb::TxnRequest, succeeded: bool) -> &[pb::RequestOp] {
     if succeeded { &request.success } else { &request.failure }
 }
 
+/// True if etcd refuses it while the alarm NOSPACE is raised: a put in any branch, but not in a transaction inside
+/// (`costTxn` in etcd's quota).
+fn needs_space(request: &pb::TxnRequest) -> bool {
+    let mut ops = request.success.iter().chain(&request.failure);
+    ops.any(|op| matches!(op.request, Some(pb::Request::RequestPut(_))))
+}
+
+fn no_space() -> ShardError {
+    refused(Code::ResourceExhausted, NO_SPACE)
+}
+
 fn seconds(ttl: i64) -> Duration {
     // Shadow leases run for centuries, which is more than the clock can say.
     Duration::from_secs(ttl.clamp(0, 1 << 32).unsigned_abs())
@@ -557,6 +585,31 @@ mod tests {
         assert_eq!(late.next().await.compact_revision, 4);
         put(&etcd, "a", "5", 0);
         assert_eq!(watcher.next().await.events.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_full_one_takes_deletions_only() {
+        let etcd = Etcd::new("e", 5);
+        put(&etcd, "k", "1", 0);
+        etcd.fill(true);
+        let request = || pb::PutRequest { key: "k".into(), ..Default::default() };
+        assert_eq!(etcd.put(request()).unwrap_err().message, NO_SPACE);
+        assert_eq!(
+            etcd.lease_grant(&pb::LeaseGrantRequest { id: 7, ttl: 60 }).unwrap_err().message,
+            NO_SPACE
+        );
+        let op = |request| pb::RequestOp { request: Some(request) };
+        let delete = op(pb::Request::RequestDeleteRange(pb::DeleteRangeRequest {
+            key: "k".into(),
+            ..Default::default()
+        }));
+        let failure = vec![op(pb::Request::RequestPut(request()))];
+        let mut txn = pb::TxnRequest { success: vec![delete], failure, ..Default::default() };
+        assert_eq!(etcd.txn(&txn).unwrap_err().message, NO_SPACE, "also in the branch that is not taken");
+        txn.failure.clear();
+        assert_eq!(etcd.txn(&txn).unwrap().header.unwrap().revision, 3);
+        etcd.fill(false);
+        put(&etcd, "k", "2", 0);
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use sharded_etcd_etcd_api::etcdserverpb::{watch_client::WatchClient, watch_server::WatchServer};
-use sharded_etcd_line::{Line, LineOptions, Shards, latest};
+use sharded_etcd_line::{Line, LineOptions, Shards, latest, upkeep::CaretakerOptions};
 use sharded_etcd_proxy::{Drain, Proxy, ProxyOptions, context::Limits, services::watch::WatchService};
 use sharded_etcd_shard::{Shard, ShardDirectory};
 use tokio_util::sync::CancellationToken;
@@ -13,6 +13,9 @@ use crate::{net::Link, trace, world::World};
 /// Pause before a proxy that could not start tries again.
 const START_PAUSE: Duration = Duration::from_millis(50);
 
+/// Watch answers above this are parted for watchers that want fragments: two events, about.
+const FRAGMENT_BYTES: usize = 200;
+
 /// What every process has: a name, its own line, and connections to everything.
 pub struct Parts {
     /// Its line.
@@ -21,9 +24,15 @@ pub struct Parts {
     pub shards: Arc<Shards>,
 }
 
-/// The fold is condensed as often as can be.
+/// The fold is condensed as often as can be, and proxies have no patience with managers that write no checkpoints.
 fn options() -> LineOptions {
-    LineOptions { segments_max: 2, condense_interval: Duration::from_millis(250), ..LineOptions::default() }
+    let caretaker = CaretakerOptions {
+        patience: Duration::from_millis(600),
+        grown_max: 60,
+        lag_max: Duration::from_millis(500),
+    };
+    let condense_interval = Duration::from_millis(250);
+    LineOptions { segments_max: 2, condense_interval, caretaker, ..LineOptions::default() }
 }
 
 impl Parts {
@@ -81,7 +90,11 @@ impl Process {
             shards,
             name: name.clone(),
             client_urls: vec![format!("http://{name}:2379")],
-            limits: Limits { progress_interval: Duration::from_millis(700), ..Limits::default() },
+            limits: Limits {
+                progress_interval: Duration::from_millis(700),
+                fragment_bytes: FRAGMENT_BYTES,
+                ..Limits::default()
+            },
             generation: None,
             drain: Drain::default(),
         };

@@ -122,7 +122,8 @@ async fn chapters(world: &Arc<World>, story: &Story) -> Result<(), String> {
     }
     let chaos = tokio::time::timeout(story.chaos, chaos::run(Arc::clone(world), story.clone())).await;
     drop(chaos);
-    heal(world).await;
+    let healed = tokio::time::timeout(REST_MAX, heal(world)).await;
+    healed.map_err(|_| "not everything could be started again".to_owned())?;
     // What was under way when things went wrong is over then.
     let settled = Duration::from_secs(10);
     let calm = Arc::clone(world);
@@ -133,6 +134,7 @@ async fn chapters(world: &Arc<World>, story: &Story) -> Result<(), String> {
     let rested = tokio::time::timeout(REST_MAX, async {
         while busy.join_next().await.is_some() {}
         expired(world).await;
+        covered(world).await;
         while !managing::are_over(world) && story.managers > 0 {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
@@ -160,6 +162,7 @@ async fn heal(world: &Arc<World>) {
     world.net.heal();
     for etcd in world.etcds() {
         etcd.pause(false);
+        etcd.fill(false);
     }
     let places = world.proxies.lock().len();
     let managers = world.managers.lock().len();
@@ -190,6 +193,17 @@ async fn expired(world: &Arc<World>) {
             keys.into_iter().find(|kv| kv.lease != 0)
         };
         if left.is_none() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Until all that was written is part of the line, also what nobody was told of.
+async fn covered(world: &Arc<World>) {
+    loop {
+        let vector = world.truth.lock().vector();
+        if world.shards.iter().zip(vector).all(|(etcd, v)| etcd.revision() <= v) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(500)).await;

@@ -250,6 +250,14 @@ impl Fold {
         })
     }
 
+    /// The newest revision at which a shard was as it is after its local revision `local`, which is part of the line. `None`
+    /// if that is compacted: then some of what was there may have no number any more.
+    pub fn seen_until(&self, shard: ShardIx, local: i64) -> Option<i64> {
+        let last = self.shard(shard).is_some_and(|s| local >= s.v);
+        let until = if last { self.revision } else { self.global(shard, local + 1)? - 1 };
+        (until >= self.compacted).then_some(until)
+    }
+
     /// Who wrote the revisions in `(after, upto]`, in their order. Numbers of flips are in no piece.
     pub fn pieces(&self, after: i64, upto: i64) -> Vec<Piece> {
         let mut pieces: Vec<Piece> = self
@@ -494,6 +502,26 @@ mod tests {
         f.apply(13, &Entry::Compact(99)).unwrap();
         assert_eq!(f.compacted, 0);
         assert!(f.apply(14, &adv(&[(3, 1)])).is_err());
+    }
+
+    /// An answer may come so late that what it saw is compacted, and the numbers of what came next are gone: then it is not
+    /// of now.
+    #[test]
+    fn what_a_shard_showed_is_true_until_its_next_change_or_compacted() {
+        let mut f = start();
+        for local in 3..8 {
+            f.apply(8 + 2 * local, &adv(&[(0, local)])).unwrap();
+            f.apply(9 + 2 * local, &adv(&[(1, local)])).unwrap();
+        }
+        // Shard 0 has the even numbers from 2 on, shard 1 the odd ones.
+        let until = |f: &Fold| (2..8).map(|local| f.seen_until(ShardIx(0), local)).collect::<Vec<_>>();
+        assert_eq!(f.revision, 11);
+        assert_eq!(until(&f), [1, 3, 5, 7, 9, 11].map(Some));
+        f.apply(40, &Entry::Compact(7)).unwrap();
+        assert_eq!(until(&f), [None, None, None, Some(7), Some(9), Some(11)]);
+        f.condense(&[]);
+        assert_eq!(f.global(ShardIx(0), 3), None);
+        assert_eq!(until(&f), [None, None, None, Some(7), Some(9), Some(11)]);
     }
 
     #[test]

@@ -6,7 +6,9 @@
 mod entry;
 mod fold;
 mod segments;
+mod vigil;
 
 pub use entry::{Entry, Flip, Init, Join, Merge, Split};
 pub use fold::{Fold, FoldError, Joined, Piece};
 pub use segments::{Segment, Segments};
+pub use vigil::{Due, Seen, Vigil};

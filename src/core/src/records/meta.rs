@@ -17,6 +17,8 @@ pub const FIRST: &[u8] = b"t/first";
 pub const CUT_LATEST: &[u8] = b"cut/latest";
 /// The compare-and-swap key of map changes: [`MapRecord`].
 pub const MAP: &[u8] = b"map";
+/// The chunks of all checkpoints, and behind them the head.
+pub const CHECKPOINTS_PREFIX: &[u8] = b"ckpt/";
 /// The newest checkpoint of the fold: [`CheckpointHead`].
 pub const CHECKPOINT_HEAD: &[u8] = b"ckpt/head";
 /// All moves: [`MoveRecord`].
@@ -83,7 +85,8 @@ impl Record for MapRecord {
 pub struct CheckpointHead {
     /// Log position (meta revision) of the fold in it.
     pub position: i64,
-    /// Its chunks are `ckpt/<id>/0` … `ckpt/<id>/<chunks - 1>`.
+    /// Its chunks are `ckpt/<id>/0` … `ckpt/<id>/<chunks - 1>`. It begins with the position in 16 hexadecimal digits, so that
+    /// the chunks of older ones lie before those of newer ones, and all before the head.
     pub id: String,
     /// Number of chunks, of at most 1 MiB each.
     pub chunks: u32,

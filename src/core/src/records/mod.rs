@@ -18,10 +18,10 @@ pub use load::{
     KeyLoad, LOAD_PREFIX, LoadRecord, MEMORY, MemoryRecord, RangeLoad, RangePeak, RangeRest, load_key,
 };
 pub use meta::{
-    CHECKPOINT_HEAD, CUT_LATEST, CheckpointHead, FIRST, FirstRecord, LEASE_PREFIX, LeaseRecord, LeaseState,
-    MANAGER_LEADER, MAP, MOVES_PREFIX, MapRecord, MovePhase, MoveRecord, PROXIES_PREFIX, ProxyRecord,
-    TOPOLOGY_ID, TopologyId, checkpoint_chunk, checkpoint_prefix, lease_alive_key, lease_id_of_key,
-    lease_key, lease_shadow_key, lease_shadow_prefix, move_key, proxy_key,
+    CHECKPOINT_HEAD, CHECKPOINTS_PREFIX, CUT_LATEST, CheckpointHead, FIRST, FirstRecord, LEASE_PREFIX,
+    LeaseRecord, LeaseState, MANAGER_LEADER, MAP, MOVES_PREFIX, MapRecord, MovePhase, MoveRecord,
+    PROXIES_PREFIX, ProxyRecord, TOPOLOGY_ID, TopologyId, checkpoint_chunk, checkpoint_prefix,
+    lease_alive_key, lease_id_of_key, lease_key, lease_shadow_key, lease_shadow_prefix, move_key, proxy_key,
 };
 
 /// The format version of all records that this program writes.

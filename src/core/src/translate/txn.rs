@@ -357,7 +357,10 @@ impl TxnBuilder<'_> {
                 ShapeOp::Delete { overrides }
             }
             pb::Request::RequestTxn(inner) => {
-                let (txn, shape) = self.inner(inner, numbers, guards, fence);
+                let (mut txn, shape) = self.inner(inner, numbers, guards, fence);
+                if Sabotage::ForgetNested.is_on() {
+                    txn.compare.clear();
+                }
                 sent.push(op(pb::Request::RequestTxn(txn)));
                 ShapeOp::Txn(shape)
             }

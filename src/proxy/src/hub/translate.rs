@@ -175,7 +175,7 @@ impl Translator {
     /// They are kept for the batch, as the cache may forget them at any time. Those of previous pairs are only looked up.
     async fn read_overrides<'a>(&self, shard: &dyn Shard, drafts: &'a [Draft]) -> Result<Found<'a>> {
         let mut found = Found::new();
-        let mut reads: BTreeMap<(&'a Bytes, i64), i64> = BTreeMap::new();
+        let mut reads: BTreeMap<(&'a Bytes, i64), (i64, bool)> = BTreeMap::new();
         for draft in drafts {
             for e in &draft.events {
                 if let DraftPrev::Known(kv) = &e.prev
@@ -190,15 +190,17 @@ impl Translator {
                         found.insert((&kv.key, kv.create_revision), o);
                     }
                     None => {
-                        reads.insert((&kv.key, kv.create_revision), draft.local);
+                        let is_final = draft.global > e.imported_at;
+                        reads.insert((&kv.key, kv.create_revision), (draft.local, is_final));
                     }
                 }
             }
         }
         let reads: Vec<BoxFuture<'_, Result<_>>> = reads
             .into_iter()
-            .map(|((key, create), at)| {
-                let read = read_override(shard, self.shard, &self.overrides, key, create, at);
+            .map(|((key, create), (at, is_final))| {
+                let cache = is_final.then_some(&*self.overrides);
+                let read = read_override(shard, self.shard, cache, key, create, at);
                 read.map_ok(move |o| ((key.as_ref(), create), o)).boxed()
             })
             .collect();
@@ -355,6 +357,7 @@ pub(crate) async fn read_prev(
         if error.is_compacted() && of.global <= ctx.line.cut().compacted { Ok(None) } else { Err(error) }
     };
     let before = of.local - 1;
+    let cache = (of.global > of.imported_at).then_some(overrides);
     let stored = match stored {
         Some(stored) => Some(stored),
         None => match read_at(connection, of.key.clone(), before).await {
@@ -367,7 +370,7 @@ pub(crate) async fn read_prev(
     let o = if ctx.line.with_fold(|fold| is_overridden(fold, of.shard, create, of.imported_at)) {
         match overrides.get(of.shard, &of.key, create) {
             Some(known) => known,
-            None => match read_override(connection, of.shard, overrides, &of.key, create, before).await {
+            None => match read_override(connection, of.shard, cache, &of.key, create, before).await {
                 Ok(o) => o,
                 Err(error) => return none_if_compacted(error),
             },
@@ -378,18 +381,23 @@ pub(crate) async fn read_prev(
     Ok(Some(ctx.line.with_fold(|fold| client_kv(fold, of.shard, stored, o.as_ref()))))
 }
 
-/// Reads the override of one life of a key, at a local revision at which it is alive.
+/// Reads the override of one life of a key, at a local revision at which it is alive, and puts it into `cache`.
+///
+/// No cache for a revision not above the flip: it is compacted, with the map that held then, and the key may just be being
+/// imported. One that was deleted and made again meanwhile is imported twice, in one local life, with another override.
 async fn read_override(
     connection: &dyn Shard,
     shard: ShardIx,
-    overrides: &Overrides,
+    cache: Option<&Overrides>,
     key: &Bytes,
     create: i64,
     at: i64,
 ) -> Result<Option<StoredOverride>> {
     let found = read_at(connection, records::override_key(key), at).await?;
     let o = found.as_ref().and_then(StoredOverride::from_kv).filter(|o| o.create == create);
-    overrides.put(shard, key.clone(), create, o);
+    if let Some(cache) = cache {
+        cache.put(shard, key.clone(), create, o);
+    }
     Ok(o)
 }
 

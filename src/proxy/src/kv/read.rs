@@ -27,13 +27,16 @@ const READS_AT_ONCE: usize = 32;
 pub(super) struct View {
     pub(super) map: Arc<RangeMap>,
     vector: Vec<i64>,
+    /// The revision that it shows.
+    at: i64,
     /// The header's revision.
     pub(super) revision: i64,
 }
 
 impl View {
     fn newest(cut: &Cut) -> Self {
-        Self { map: Arc::clone(&cut.map), vector: cut.vector.to_vec(), revision: cut.revision }
+        let (vector, at) = (cut.vector.to_vec(), cut.revision);
+        Self { map: Arc::clone(&cut.map), vector, at, revision: cut.revision }
     }
 
     fn local(&self, shard: ShardIx) -> i64 {
@@ -128,6 +131,7 @@ impl Kv {
             Ok(View {
                 map: Arc::clone(fold.map_at(revision)),
                 vector: (0..fold.shards().len()).map(local).collect(),
+                at: revision,
                 revision: newest,
             })
         })
@@ -220,14 +224,16 @@ impl Kv {
         }
         let overrides = self.overrides(shard.as_ref(), &run, local, &answer.kvs).await?;
         let kvs = self.ctx.line.with_fold(|fold| {
+            // Keys that were gone at the compaction may have no numbers any more.
+            let is_known = view.at >= fold.compacted;
             let kvs = answer.kvs.into_iter();
-            kvs.map(|kv| {
+            let translated = kvs.map(|kv| {
                 let o = overrides.get(&kv.key);
                 client_kv(fold, run.shard, kv, o)
-            })
-            .collect()
+            });
+            is_known.then(|| translated.collect())
         });
-        Ok(Fetched { kvs, count: answer.count })
+        Ok(Fetched { kvs: kvs.ok_or(ReadError::Stale)?, count: answer.count })
     }
 
     /// The overrides of those keys of an imported run that are as old as the import.

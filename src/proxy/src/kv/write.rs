@@ -109,11 +109,24 @@ impl Kv {
                 Ok(answer) if answer.succeeded => {
                     self.ctx.metrics.load.wrote(&ranges, prost::Message::encoded_len(&txn));
                     let answer = WriteAnswer::of(answer, nested);
-                    let revision = self.number(route.shard, &answer).await?;
-                    let mut answer = self
-                        .ctx
-                        .line
-                        .with_fold(|fold| read_answer(fold, route.shard, &shape, answer, revision));
+                    let wrote = answer.wrote;
+                    let Some(revision) = self.number(route.shard, &answer).await? else { continue };
+                    let (mut answer, is_compacted) = self.ctx.line.with_fold(|fold| {
+                        let answer = read_answer(fold, route.shard, &shape, answer, revision);
+                        (answer, revision < fold.compacted)
+                    });
+                    // Keys that it shows may have no numbers any more.
+                    match is_compacted {
+                        true if !wrote => continue,
+                        true if shows_keys(&answer) => {
+                            self.ctx.metrics.ambiguous_writes.inc();
+                            return Err(Status::unavailable(
+                                "the write was applied, and what was before it is compacted by now",
+                            )
+                            .into());
+                        }
+                        _ => {}
+                    }
                     answer.header = Some(self.ctx.header(revision));
                     return Ok(answer);
                 }
@@ -246,7 +259,9 @@ impl Kv {
 
     /// The revision of an answer: the write's own number, or for one that wrote nothing a number that is not before
     /// anything acknowledged earlier, and at which the shard was as the transaction saw it (protocol: trap 1).
-    async fn number(&self, shard: ShardIx, answer: &WriteAnswer) -> Result<i64, Status> {
+    ///
+    /// `None` if it wrote nothing, and what it saw is compacted by now: it can be sent again.
+    async fn number(&self, shard: ShardIx, answer: &WriteAnswer) -> Result<Option<i64>, Status> {
         let started = Instant::now();
         let line = &self.ctx.line;
         let unknown = |error| {
@@ -256,20 +271,17 @@ impl Kv {
         if answer.wrote {
             if Sabotage::SkipCutWait.is_on() {
                 line.observe(shard, answer.local);
-                return Ok(line.cut().revision);
+                return Ok(Some(line.cut().revision));
             }
             line.cover(shard, answer.local).await.map_err(unknown)?;
             self.ctx.metrics.cut_wait_seconds.observe(started.elapsed().as_secs_f64());
-            return line.with_fold(|fold| fold.global(shard, answer.local)).ok_or_else(|| {
-                Status::unavailable("the write was applied, and compacted before it could be numbered")
-            });
+            let number = line.with_fold(|fold| fold.global(shard, answer.local));
+            let gone = "the write was applied, and compacted before it could be numbered";
+            return number.map(Some).ok_or_else(|| Status::unavailable(gone));
         }
         line.refresh().await.map_err(line_status)?;
         line.cover(shard, answer.local).await.map_err(line_status)?;
-        Ok(line.with_fold(|fold| match fold.global(shard, answer.local + 1) {
-            Some(next) => next - 1,
-            None => fold.revision,
-        }))
+        Ok(line.with_fold(|fold| fold.seen_until(shard, answer.local)))
     }
 
     fn why_refused(&self, route: &Route, guards: &[LeaseGuard], answer: pb::TxnResponse) -> Refused {
@@ -320,6 +332,17 @@ impl Kv {
         }
         Err(needed_for(error, &route.first).into())
     }
+}
+
+/// True if an answer has keys in it, of reads or from before its writes.
+fn shows_keys(answer: &pb::TxnResponse) -> bool {
+    answer.responses.iter().any(|op| match &op.response {
+        Some(pb::Response::ResponseRange(r)) => !r.kvs.is_empty(),
+        Some(pb::Response::ResponsePut(r)) => r.prev_kv.is_some(),
+        Some(pb::Response::ResponseDeleteRange(r)) => !r.prev_kvs.is_empty(),
+        Some(pb::Response::ResponseTxn(inner)) => shows_keys(inner),
+        None => false,
+    })
 }
 
 /// The one shard that owns all ranges touched.

@@ -17,7 +17,7 @@ use futures::{
 };
 use prost::Message as _;
 use rand::Rng;
-use sharded_etcd_core::keyspace::KeyRange;
+use sharded_etcd_core::{keyspace::KeyRange, sabotage::Sabotage};
 use sharded_etcd_etcd_api::{etcdserverpb::watch_server::Watch, messages as pb};
 use sharded_etcd_line::{Line, LineError};
 use tokio::sync::{mpsc, oneshot};
@@ -40,10 +40,6 @@ const PROGRESS_MAX: usize = 8;
 
 /// Until the line's end is asked for again when it could not be read.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
-
-/// How much larger than a request an answer may be before it is parted for a client that asked for fragments. (etcd:
-/// `grpcOverheadBytes`.)
-const OVERHEAD_BYTES: usize = 512 << 10;
 
 /// The shortest interval of progress notifications. (etcd: `minWatchProgressInterval`.)
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -348,7 +344,7 @@ impl ClientStream {
                     };
                     self.ctx.metrics.load.sent(events.iter().map(|e| e.key()));
                     drop(events);
-                    let size_max = self.ctx.limits.request_bytes_max + OVERHEAD_BYTES;
+                    let size_max = self.ctx.limits.fragment_bytes;
                     if fragment {
                         for part in fragments(answer, size_max) {
                             self.send(part).await?;
@@ -473,6 +469,9 @@ fn fragments(answer: pb::WatchResponse, size_max: usize) -> Vec<pb::WatchRespons
     }
     if let Some(last) = parts.last_mut() {
         last.fragment = false;
+    }
+    if Sabotage::LoseFragment.is_on() {
+        parts.remove(0);
     }
     parts
 }

@@ -28,8 +28,14 @@ struct Watched {
     start: i64,
     /// The first revision that it has not been told everything of; 0 before it is known.
     next: i64,
-    /// It was created on the present stream.
+    /// It was created on the present stream, or is not to be.
     created: bool,
+    /// It is on the present stream.
+    present: bool,
+    /// It wants large answers in parts.
+    fragment: bool,
+    /// The parts of an answer that is not whole yet.
+    parts: Vec<pb::Event>,
 }
 
 /// A client's watches, and what it was told.
@@ -88,6 +94,8 @@ impl Watcher {
             self.one_stream(&process).await;
             for watched in self.watched.lock().iter_mut() {
                 watched.created = false;
+                watched.present = false;
+                watched.parts.clear();
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -106,6 +114,9 @@ impl Watcher {
             start,
             next: start,
             created: false,
+            present: false,
+            fragment: rng.chance(50),
+            parts: Vec::new(),
         }
     }
 
@@ -113,6 +124,13 @@ impl Watcher {
     fn has_all(&self) -> bool {
         let revision = self.world().truth.lock().revision;
         self.end.is_cancelled() && self.watched.lock().iter().all(|w| w.next > revision)
+    }
+
+    /// True if a watcher that was left out of the present stream is behind: what nobody was told the outcome of may come into
+    /// the line late.
+    fn misses_some(&self) -> bool {
+        let revision = self.world().truth.lock().revision;
+        self.watched.lock().iter().any(|w| w.created && !w.present && w.next <= revision)
     }
 
     async fn one_stream(&self, process: &Process) {
@@ -129,6 +147,7 @@ impl Watcher {
                 watched.created = true;
                 continue;
             }
+            watched.present = true;
             let start = if watched.next > 0 { watched.next } else { watched.start };
             let mut filters = Vec::new();
             if watched.no_put {
@@ -145,7 +164,7 @@ impl Watcher {
                 filters,
                 prev_kv: watched.prev_kv,
                 watch_id: id as i64 + 1,
-                fragment: false,
+                fragment: watched.fragment,
             };
             let request_union = Some(pb::RequestUnion::CreateRequest(create));
             // There is room for all of them.
@@ -180,7 +199,7 @@ impl Watcher {
                     }
                 }
                 () = tokio::time::sleep(pause) => {
-                    if self.has_all() {
+                    if self.has_all() || self.misses_some() {
                         return;
                     }
                     lives = lives.saturating_sub(1);
@@ -232,10 +251,19 @@ impl Watcher {
         let truth = world.truth.lock();
         world.history.tell(&truth, revision)?;
         let mut all = self.watched.lock();
+        if let Some(open) = all.iter().position(|w| !w.parts.is_empty())
+            && answer.watch_id != open as i64 + 1
+        {
+            return Err(format!(
+                "{name}: an answer for {} amid the parts of one for {}",
+                answer.watch_id,
+                open + 1
+            ));
+        }
         let what = |id: i64| format!("{name} on {} watcher {id}", process.name);
         if answer.watch_id == -1 {
             // Progress of all watchers of the stream.
-            for (i, watched) in all.iter_mut().enumerate() {
+            for (i, watched) in all.iter_mut().enumerate().filter(|(_, w)| w.present) {
                 passed(&truth, watched, revision).map_err(|e| format!("{}: {e}", what(i as i64 + 1)))?;
             }
             if let Some((asked, _)) = progress.take()
@@ -276,17 +304,22 @@ impl Watcher {
             watched.next = truth.compacted;
             return Ok(true);
         }
-        let Some(last) = answer.events.last() else {
+        if answer.fragment {
+            watched.parts.extend(answer.events.iter().cloned());
+            return if watched.fragment { Ok(false) } else { Err(format!("{what} is told parts")) };
+        }
+        let events = [std::mem::take(&mut watched.parts).as_slice(), &answer.events].concat();
+        let Some(last) = events.last() else {
             return passed(&truth, watched, revision).map(|()| false).map_err(|e| format!("{what}: {e}"));
         };
         let upto = last.kv.as_ref().map_or(0, |kv| kv.mod_revision);
         let due = watched.due(&truth, upto);
-        let same = due.len() == answer.events.len()
-            && due.iter().zip(&answer.events).all(|(due, told)| same(&truth, due, told));
+        let same =
+            due.len() == events.len() && due.iter().zip(&events).all(|(due, told)| same(&truth, due, told));
         if !same || upto > revision {
             return Err(format!(
                 "{what} from {} was told {:?} (header {revision}), but it is {due:?}",
-                watched.next, answer.events
+                watched.next, events
             ));
         }
         watched.next = upto + 1;

@@ -138,7 +138,11 @@ impl Client {
                 }
             }
         }
-        let failure = vec![op(pb::Request::RequestRange(get))];
+        let mut failure = vec![op(pb::Request::RequestRange(get))];
+        if self.rng.chance(40) {
+            let branch = if self.rng.chance(70) { &mut success } else { &mut failure };
+            branch.push(op(pb::Request::RequestTxn(self.inside(directory, n + 2, 2))));
+        }
         let txn = pb::TxnRequest { compare: vec![compare], success, failure };
         let history = &self.world.history;
         let (id, asked) = history.begin(&txn);
@@ -150,6 +154,33 @@ impl Client {
             Ok(answer) => history.written(&truth, id, asked, &txn, &answer),
             Err(why) => history.not_written(id, &why),
         });
+    }
+}
+
+impl Client {
+    /// A transaction for inside another one, on keys that nothing else in that one writes; with another inside, perhaps.
+    fn inside(&self, directory: &str, n: u64, depth: u32) -> pb::TxnRequest {
+        let key: Bytes = format!("{directory}{}", n % KEYS).into();
+        let compare = pb::Compare {
+            result: self.rng.pick(&[pb::CompareResult::Equal, pb::CompareResult::NotEqual]).to_owned().into(),
+            target: pb::CompareTarget::Version.into(),
+            key: key.clone(),
+            range_end: Bytes::new(),
+            target_union: Some(pb::TargetUnion::Version(self.rng.below(2) as i64)),
+        };
+        let put = pb::PutRequest {
+            key: key.clone(),
+            value: self.value(),
+            prev_kv: self.rng.chance(50),
+            ..Default::default()
+        };
+        let delete = pb::DeleteRangeRequest { key, prev_kv: true, ..Default::default() };
+        let mut success = vec![op(pb::Request::RequestPut(put))];
+        let failure = vec![op(pb::Request::RequestDeleteRange(delete))];
+        if depth > 1 && self.rng.chance(30) {
+            success.push(op(pb::Request::RequestTxn(self.inside(directory, n + 1, depth - 1))));
+        }
+        pb::TxnRequest { compare: vec![compare], success, failure }
     }
 }
 

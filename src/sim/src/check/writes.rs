@@ -6,6 +6,7 @@ use tonic::{Code, Status};
 
 use super::{Asked, Fate, History, Op, OpId};
 use crate::{
+    etcd::NO_SPACE,
     state::{Keys, answer, holds},
     truth::Truth,
 };
@@ -28,6 +29,7 @@ impl NoAnswer {
                 // Of a delete over several shards a part may be done.
                 !status.message().starts_with("deleted ")
             }
+            Code::ResourceExhausted => status.message() == NO_SPACE,
             // clientv3 sends a mutation again on this one.
             Code::Unavailable => {
                 status.message() == "there is no connection available"
@@ -46,8 +48,8 @@ struct Outcome {
     effects: Vec<(Bytes, Option<(Bytes, i64)>)>,
 }
 
-/// Runs a transaction on the keys as they were at a revision. Its operations do not see one another's writes, so none may
-/// touch a key that another one writes.
+/// Runs a transaction on the keys as they were at a revision, with those inside it. Its operations do not see one another's
+/// writes, so none may touch a key that another one writes.
 fn run(keys: &Keys, txn: &pb::TxnRequest, at: i64) -> Outcome {
     let succeeded = txn.compare.iter().all(|c| holds(c, &keys.range(&c.key, &c.range_end, at)));
     let mut outcome = Outcome { succeeded, responses: Vec::new(), effects: Vec::new() };
@@ -69,7 +71,17 @@ fn run(keys: &Keys, txn: &pb::TxnRequest, at: i64) -> Outcome {
                 let prev_kvs = if delete.prev_kv { found } else { Vec::new() };
                 pb::Response::ResponseDeleteRange(pb::DeleteRangeResponse { header: None, deleted, prev_kvs })
             }
-            Some(pb::Request::RequestTxn(_)) | None => continue,
+            Some(pb::Request::RequestTxn(inner)) => {
+                let inner = run(keys, inner, at);
+                outcome.effects.extend(inner.effects);
+                let responses = inner.responses.into_iter().map(|r| pb::ResponseOp { response: Some(r) });
+                pb::Response::ResponseTxn(pb::TxnResponse {
+                    header: None,
+                    succeeded: inner.succeeded,
+                    responses: responses.collect(),
+                })
+            }
+            None => continue,
         };
         outcome.responses.push(response);
     }
@@ -85,9 +97,34 @@ fn bare(responses: &[pb::ResponseOp]) -> Vec<pb::Response> {
         pb::Response::ResponseDeleteRange(r) => {
             pb::Response::ResponseDeleteRange(pb::DeleteRangeResponse { header: None, ..r })
         }
-        txn @ pb::Response::ResponseTxn(_) => txn,
+        pb::Response::ResponseTxn(r) => {
+            let inner = bare(&r.responses).into_iter().map(|r| pb::ResponseOp { response: Some(r) });
+            pb::Response::ResponseTxn(pb::TxnResponse { header: None, responses: inner.collect(), ..r })
+        }
     };
     responses.iter().filter_map(|op| op.response.as_ref()).map(without).collect()
+}
+
+/// True if an operation wrote, be it of a transaction inside.
+fn has_written(response: &pb::Response) -> bool {
+    match response {
+        pb::Response::ResponsePut(_) => true,
+        pb::Response::ResponseDeleteRange(r) => r.deleted > 0,
+        pb::Response::ResponseTxn(r) => {
+            r.responses.iter().filter_map(|op| op.response.as_ref()).any(has_written)
+        }
+        pb::Response::ResponseRange(_) => false,
+    }
+}
+
+/// All that a transaction and those inside it may put and delete.
+fn ops_of(txn: &pb::TxnRequest, each: &mut impl FnMut(&pb::Request)) {
+    for request in txn.success.iter().chain(&txn.failure).filter_map(|op| op.request.as_ref()) {
+        match request {
+            pb::Request::RequestTxn(inner) => ops_of(inner, each),
+            other => each(other),
+        }
+    }
 }
 
 impl History {
@@ -97,17 +134,15 @@ impl History {
         let mut state = self.state.lock();
         let id = state.ops.len();
         let mut deletes = Vec::new();
-        for op in txn.success.iter().chain(&txn.failure) {
-            match &op.request {
-                Some(pb::Request::RequestPut(put)) => {
-                    state.values.insert(put.value.clone(), id);
-                }
-                Some(pb::Request::RequestDeleteRange(delete)) => {
-                    deletes.push((delete.key.clone(), delete.range_end.clone()));
-                }
-                _ => {}
+        ops_of(txn, &mut |request| match request {
+            pb::Request::RequestPut(put) => {
+                state.values.insert(put.value.clone(), id);
             }
-        }
+            pb::Request::RequestDeleteRange(delete) => {
+                deletes.push((delete.key.clone(), delete.range_end.clone()));
+            }
+            _ => {}
+        });
         state.ops.push(Op { floor: asked.floor, deletes, fate: Fate::Open, at: None });
         (id, asked)
     }
@@ -145,11 +180,7 @@ impl History {
     ) -> Result<(), String> {
         let at = self.header(truth, asked, response.header.as_ref())?;
         let found = bare(&response.responses);
-        let wrote = found.iter().any(|r| match r {
-            pb::Response::ResponsePut(_) => true,
-            pb::Response::ResponseDeleteRange(r) => r.deleted > 0,
-            _ => false,
-        });
+        let wrote = found.iter().any(has_written);
         let mut state = self.state.lock();
         let op = &mut state.ops[id];
         op.fate = Fate::Done;
