@@ -546,22 +546,22 @@ impl Merge {
         }
     }
 
-    /// `compacted` for events of the past: the line's compaction. False if the stream has no room.
+    /// Sends events up to `revision`, below a `header`; those up to `no_prev_upto` without their previous pairs. False
+    /// if the stream has no room.
     fn send_events(
         &mut self,
         stream: StreamId,
         watcher: WatcherId,
         revision: i64,
         mut events: Vec<Arc<HubEvent>>,
-        compacted: Option<i64>,
+        header: i64,
+        no_prev_upto: i64,
     ) -> bool {
         if Sabotage::ReorderMerge.is_on() {
             events.reverse();
         }
         let bytes = events.iter().map(|e| e.bytes()).sum();
         let count = events.len() as u64;
-        let header = if compacted.is_some() { self.head.max(revision) } else { revision };
-        let no_prev_upto = compacted.unwrap_or(0);
         let delivery = Delivery::Events { watcher, revision, header, events, no_prev_upto, bytes };
         let sent = self.send(stream, delivery, bytes);
         self.events_sent += if sent { count } else { 0 };

@@ -160,7 +160,9 @@ impl Translator {
                 .enumerate()
                 .map(|(i, draft)| {
                     let event = |(j, e)| {
-                        let prev = read.remove(&(i, j)).unwrap_or_else(|| self.prev_of(fold, e, &found));
+                        let prev = read
+                            .remove(&(i, j))
+                            .unwrap_or_else(|| self.prev_of(fold, draft.global, e, &found));
                         Arc::new(self.event(fold, draft, e, prev, &found))
                     };
                     let events = draft.events.iter().enumerate().map(event).collect();
@@ -248,12 +250,12 @@ impl Translator {
     }
 
     /// The previous key-value pair, where nothing had to be read for it.
-    fn prev_of(&self, fold: &Fold, e: &DraftEvent, found: &Found<'_>) -> Prev {
+    fn prev_of(&self, fold: &Fold, global: i64, e: &DraftEvent, found: &Found<'_>) -> Prev {
         match &e.prev {
             DraftPrev::None => Prev::new_with(Some(None)),
             DraftPrev::Known(kv) => {
                 let o = found.get(&life(kv)).filter(|_| e.prev_overridden).copied().flatten();
-                Prev::new_with(Some(Some(client_kv(fold, self.shard, kv.clone(), o.as_ref()))))
+                Prev::new_with(Some(prev_kv(fold, self.shard, global, kv.clone(), o.as_ref())))
             }
             DraftPrev::Later | DraftPrev::Read => Prev::new(),
         }
@@ -378,7 +380,21 @@ pub(crate) async fn read_prev(
     } else {
         None
     };
-    Ok(Some(ctx.line.with_fold(|fold| client_kv(fold, of.shard, stored, o.as_ref()))))
+    Ok(ctx.line.with_fold(|fold| prev_kv(fold, of.shard, of.global, stored, o.as_ref())))
+}
+
+/// What was stored before the event of revision `global`, as clients know it. None at the line's compaction if its numbers
+/// were condensed away with what it was alive at: at that very revision an event has no previous pair, as in etcd.
+fn prev_kv(
+    fold: &Fold,
+    shard: ShardIx,
+    global: i64,
+    stored: pb::KeyValue,
+    o: Option<&StoredOverride>,
+) -> Option<pb::KeyValue> {
+    let is_mapped = |local| fold.global(shard, local).is_some();
+    let is_known = is_mapped(stored.create_revision) && is_mapped(stored.mod_revision);
+    (global > fold.compacted || is_known).then(|| client_kv(fold, shard, stored, o))
 }
 
 /// Reads the override of one life of a key, at a local revision at which it is alive, and puts it into `cache`.

@@ -86,7 +86,8 @@ impl Merge {
             return 0;
         }
         let Scan { events, upto, then } = self.scan(fold, watcher, cursor);
-        if !events.is_empty() && !self.send_events(stream, id, upto, events, Some(fold.compacted)) {
+        let header = self.head.max(upto);
+        if !events.is_empty() && !self.send_events(stream, id, upto, events, header, fold.compacted) {
             self.wait(id, cursor, Wait::Room);
             return upto - cursor;
         }

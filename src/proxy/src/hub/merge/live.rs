@@ -126,7 +126,8 @@ impl Merge {
             if events.is_empty() {
                 continue;
             }
-            if !self.send_events(stream, id, stop.unwrap_or(self.head), events, None) {
+            let upto = stop.unwrap_or(self.head);
+            if !self.send_events(stream, id, upto, events, upto, 0) {
                 self.fall_behind(id, begin, Wait::Room);
             }
         }

@@ -181,7 +181,8 @@ impl Merge {
             let upto = stop.unwrap_or(upto).max(cursor);
             let mut events = found.remove(&id).unwrap_or_default();
             events.truncate(events.partition_point(|e| e.revision() <= upto));
-            if !events.is_empty() && !self.send_events(stream, id, upto, events, Some(fold.compacted)) {
+            let header = self.head.max(upto);
+            if !events.is_empty() && !self.send_events(stream, id, upto, events, header, fold.compacted) {
                 // It will be in another replay, which begins at its cursor.
                 self.replays.leave(replay, id, &spec.range);
                 self.wait(id, cursor, Wait::Room);
