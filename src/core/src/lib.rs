@@ -11,6 +11,7 @@ pub mod load;
 pub mod moves;
 pub mod orders;
 pub mod placement;
+pub mod range_stream;
 pub mod records;
 pub mod sabotage;
 pub mod topology;

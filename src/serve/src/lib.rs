@@ -7,6 +7,7 @@
 
 mod mailbox;
 mod threads;
+mod too_large;
 
 pub use mailbox::{Asker, Mailbox, Round, ask, home, thread};
 pub use threads::{ServeError, serve_on_threads};

@@ -29,8 +29,9 @@ use tonic::{
         server::{Connected, TcpConnectInfo},
     },
 };
+use tower::util::MapResponseLayer;
 
-use crate::mailbox;
+use crate::{mailbox, too_large::as_grpc_go};
 
 /// Why serving ended.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +96,7 @@ type End = oneshot::Receiver<Result<(), ServeError>>;
 
 fn start(
     number: usize,
-    mut server: Server,
+    server: Server,
     routes: Routes,
     shutdown: CancellationToken,
     stop: CancellationToken,
@@ -111,6 +112,7 @@ fn start(
             ReceiverStream::new(received).map(move |stream| Connection::new(stream, Arc::clone(&counted)));
         let served = runtime.block_on(async {
             let opening = tokio::spawn(mailbox::open_letters(NUMBERS.fetch_add(1, Ordering::Relaxed)));
+            let mut server = server.layer(MapResponseLayer::new(as_grpc_go));
             let serving =
                 server.add_routes(routes).serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
             let served = tokio::select! {

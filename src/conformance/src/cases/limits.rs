@@ -1,7 +1,10 @@
 //! How large a request may be: 1.5 MiB in etcd's own encoding (`--max-request-bytes`).
 
 use sharded_etcd_etcd_api::messages as pb;
-use tonic::Code::InvalidArgument;
+use tonic::{
+    Code::{InvalidArgument, ResourceExhausted},
+    Status,
+};
 
 use super::texts::TOO_LARGE;
 use crate::{
@@ -29,6 +32,19 @@ pub(super) fn add(suite: &mut Suite) {
             },
         );
     }
+    suite.case(
+        "limits/put/far-above",
+        "what is too large to be taken in at all is refused by the gRPC library",
+        |c| async move {
+            let refused = c.try_put(put(c.key("b/1"), &"v".repeat(9 << 20))).await;
+            let status = refused.err().unwrap_or_else(|| Status::ok(""));
+            c.same("code", status.code(), ResourceExhausted);
+            let text = "grpc: received message larger than max (";
+            c.holds("the text is grpc-go's", status.message().starts_with(text));
+            c.same("count", c.range(c.all()).await?.count, 0);
+            Ok(())
+        },
+    );
     suite.case("limits/key", "a key counts as a value does", |c| async move {
         let key = c.key(&format!("b/{}", "k".repeat(REQUEST_BYTES_MAX)));
         c.refused(c.try_put(put(key, "x")).await, InvalidArgument, TOO_LARGE);

@@ -112,6 +112,17 @@ five"
             Ok(())
         },
     );
+    suite.case("range-stream/first", "the first part is small, so that it comes soon", |c| async move {
+        let puts = (0..25).fold(txn(), |puts, n| puts.then(put(c.key(&format!("b/{n:02}")), "x")));
+        c.txn(puts).await?;
+        for (limit, first, several) in [(0, 10, true), (5, 5, false), (10, 10, false), (25, 10, true)] {
+            let parts = needed("RangeStream", parts(&c, pb::RangeRequest { limit, ..c.all() }).await)?;
+            c.same("keys of the first part", parts.first().map(|part| part.kvs.len()), Some(first));
+            c.same("there are more parts", parts.len() > 1, several);
+            c.same("count", parts.last().map(|part| part.count), Some(25));
+        }
+        Ok(())
+    });
     suite.case(
         "range-stream/large",
         "more than one message can hold comes in several parts",

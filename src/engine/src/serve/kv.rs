@@ -1,8 +1,13 @@
 //! `etcdserverpb.KV`.
 
-use futures::{StreamExt, stream};
-use prost::Message;
-use sharded_etcd_core::translate::{has_revision_filters, is_default_order};
+use std::sync::Arc;
+
+use futures::{
+    StreamExt,
+    future::ready,
+    stream::{self, try_unfold},
+};
+use sharded_etcd_core::range_stream::RangeStream;
 use sharded_etcd_etcd_api::{etcdserverpb::kv_server::Kv, messages as pb};
 use sharded_etcd_shard::Shard;
 use tonic::{Request, Response, Status};
@@ -10,21 +15,30 @@ use tonic::{Request, Response, Status};
 use super::{Service, status};
 use crate::metrics::{InFlight, Method};
 
-/// About how large one part of a streamed range is.
-const CHUNK_BYTES: usize = 1 << 20;
+type Parts = stream::BoxStream<'static, Result<pb::RangeStreamResponse, Status>>;
 
 impl Service {
-    async fn parts(&self, request: pb::RangeRequest) -> Result<Vec<pb::RangeStreamResponse>, Status> {
+    /// A failure of the first part is one of the call.
+    async fn parts(&self, request: pb::RangeRequest) -> Result<Parts, Status> {
         crate::check::range(&request).map_err(status)?;
-        if !is_default_order(&request) {
-            return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
-        }
-        if has_revision_filters(&request) {
-            return Err(Status::unimplemented("RangeStream does not support revision filters"));
-        }
-        let whole = self.engine.range(request).await.map_err(status)?;
-        let part = |part| pb::RangeStreamResponse { range_response: Some(part) };
-        Ok(chunks(whole).into_iter().map(part).collect())
+        let stream = RangeStream::new(request, self.engine.config.max_request_bytes)
+            .map_err(|e| Status::unimplemented(e.to_string()))?;
+        let engine = Arc::clone(&self.engine);
+        let range = move |request| {
+            let engine = Arc::clone(&engine);
+            async move { engine.range(request).await.map_err(status) }
+        };
+        let (first, rest) = stream.next(&range).await?;
+        let rest = try_unfold(rest, move |rest| {
+            let range = range.clone();
+            async move {
+                match rest {
+                    Some(stream) => stream.next(range).await.map(Some),
+                    None => Ok(None),
+                }
+            }
+        });
+        Ok(stream::once(ready(Ok(first))).chain(rest).boxed())
     }
 }
 
@@ -34,7 +48,7 @@ impl Kv for Service {
         self.answer(Method::Range, self.engine.range(request.into_inner()).await.map_err(status))
     }
 
-    type RangeStreamStream = stream::BoxStream<'static, Result<pb::RangeStreamResponse, Status>>;
+    type RangeStreamStream = Parts;
 
     async fn range_stream(
         &self,
@@ -42,7 +56,7 @@ impl Kv for Service {
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
         let mut call = InFlight::new(&self.engine.shared, Method::RangeStream);
         let parts = call.see(self.parts(request.into_inner()).await)?;
-        Ok(Response::new(stream::iter(parts).map(move |part| call.see(Ok(part))).boxed()))
+        Ok(Response::new(parts.map(move |part| call.see(part)).boxed()))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
@@ -66,24 +80,4 @@ impl Kv for Service {
     ) -> Result<Response<pb::CompactionResponse>, Status> {
         self.answer(Method::Compact, self.engine.compact(request.into_inner()).await.map_err(status))
     }
-}
-
-/// Splits an answer; header, `more` and `count` are in the last part only, as etcd has it.
-fn chunks(whole: pb::RangeResponse) -> Vec<pb::RangeResponse> {
-    let (mut parts, mut part, mut bytes) = (Vec::new(), pb::RangeResponse::default(), 0);
-    for kv in whole.kvs {
-        if bytes >= CHUNK_BYTES {
-            parts.push(std::mem::take(&mut part));
-            bytes = 0;
-        }
-        bytes += kv.encoded_len();
-        part.kvs.push(kv);
-    }
-    parts.push(pb::RangeResponse {
-        header: whole.header,
-        more: whole.more,
-        count: whole.count,
-        kvs: part.kvs,
-    });
-    parts
 }

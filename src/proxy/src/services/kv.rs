@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use futures::{StreamExt, stream::BoxStream};
-use sharded_etcd_core::translate::{has_revision_filters, is_default_order};
+use futures::{
+    StreamExt,
+    future::ready,
+    stream::{BoxStream, try_unfold},
+};
+use sharded_etcd_core::range_stream::RangeStream;
 use sharded_etcd_etcd_api::{etcdserverpb::kv_server, messages as pb};
 use tonic::{Request, Response, Status};
 
 use crate::{context::Context, kv::Kv, metrics::Call};
-
-/// Bytes of one chunk of a range stream, roughly.
-const CHUNK_BYTES: usize = 1 << 20;
 
 /// See the module.
 pub struct KvService {
@@ -70,49 +71,29 @@ impl kv_server::Kv for KvService {
 }
 
 impl KvService {
-    /// etcd 3.7's RangeStream: the keys in chunks; the last one carries header, count and `more`
-    /// (server/etcdserver/v3_server.go, `rangeStream`).
+    /// etcd 3.7's RangeStream; a failure of the first chunk is one of the call.
     async fn stream(
         &self,
         request: pb::RangeRequest,
     ) -> Result<BoxStream<'static, Result<pb::RangeStreamResponse, Status>>, Status> {
         sharded_etcd_core::check::range(&request).map_err(crate::kv::refused)?;
-        if !is_default_order(&request) {
-            return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
-        }
-        if has_revision_filters(&request) {
-            return Err(Status::unimplemented("RangeStream does not support revision filters"));
-        }
-        let answer = self.kv.range(request).await?;
-        Ok(futures::stream::iter(chunks(answer)).map(Ok).boxed())
+        let stream = RangeStream::new(request, self.ctx.limits.request_bytes_max)
+            .map_err(|e| Status::unimplemented(e.to_string()))?;
+        let kv = Arc::clone(&self.kv);
+        let range = move |request| {
+            let kv = Arc::clone(&kv);
+            async move { kv.range(request).await }
+        };
+        let (first, rest) = stream.next(&range).await?;
+        let rest = try_unfold(rest, move |rest| {
+            let range = range.clone();
+            async move {
+                match rest {
+                    Some(stream) => stream.next(range).await.map(Some),
+                    None => Ok(None),
+                }
+            }
+        });
+        Ok(futures::stream::once(ready(Ok(first))).chain(rest).boxed())
     }
-}
-
-fn chunks(answer: pb::RangeResponse) -> Vec<pb::RangeStreamResponse> {
-    let mut chunks = vec![Vec::new()];
-    let mut bytes = 0;
-    for kv in answer.kvs {
-        let size = prost::Message::encoded_len(&kv);
-        if bytes > 0 && bytes + size > CHUNK_BYTES {
-            chunks.push(Vec::new());
-            bytes = 0;
-        }
-        bytes += size;
-        if let Some(chunk) = chunks.last_mut() {
-            chunk.push(kv);
-        }
-    }
-    let last = chunks.len() - 1;
-    chunks
-        .into_iter()
-        .enumerate()
-        .map(|(i, kvs)| {
-            let range = if i == last {
-                pb::RangeResponse { header: answer.header, kvs, more: answer.more, count: answer.count }
-            } else {
-                pb::RangeResponse { kvs, ..Default::default() }
-            };
-            pb::RangeStreamResponse { range_response: Some(range) }
-        })
-        .collect()
 }
