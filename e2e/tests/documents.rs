@@ -30,6 +30,7 @@ fn each_numbered_trap_has_a_test_that_exists() {
     let rows: Vec<(u32, &str)> = document
         .lines()
         .skip_while(|line| !line.starts_with("| trap |"))
+        .take_while(|line| line.starts_with('|'))
         .filter_map(|line| Some((line.strip_prefix("| ")?.split(' ').next()?.parse().ok()?, line)))
         .collect();
     let numbers: Vec<u32> = rows.iter().map(|(number, _)| *number).collect();

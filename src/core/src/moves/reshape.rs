@@ -110,12 +110,14 @@ pub fn reshape_step(
         |rid: &Rid| claims.value.of(rid).is_some_and(|c| c.state == ClaimState::Opening(reshape.id.clone()));
     let guard = ops::modified_at(claims_key(), claims.modified);
     let new_is_open = reshape.new.iter().all(|(rid, _)| opening(rid));
-    if new_is_open && reshape.new.iter().all(|(rid, _)| owned(rid)) {
+    // Once it is in the log there is no way back, and moves may have begun: one that was given up has opened its own.
+    let is_logged = reshape.new.iter().any(|(rid, _)| map.by_rid(rid).is_some());
+    if is_logged && reshape.new.iter().any(|(rid, _)| opening(rid)) {
         let mut next = claims.value.clone();
         for (rid, _) in &reshape.old {
             next = next.without(rid);
         }
-        for (rid, range) in &reshape.new {
+        for (rid, range) in reshape.new.iter().filter(|(rid, _)| opening(rid)) {
             next = next.with(range, rid, ClaimState::Open);
         }
         let mut success = vec![ops::put(claims_key(), next.encode())];

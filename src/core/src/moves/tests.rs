@@ -367,6 +367,31 @@ fn a_split_of_what_has_moved_away_is_undone() {
     assert!(written(&txn, 10).value.of(&Rid::new("s-1-l")).is_none());
 }
 
+/// A move of one child began before the split was closed, and was given up, which opened its claim (simulation, seed
+/// 332663).
+#[test]
+fn a_split_in_the_log_is_closed_also_if_one_of_its_children_is_open_already() {
+    let split = propose_split(&map(), &Rid::new("a"), &Bytes::from_static(b"f"), "1").unwrap();
+    let view = MapView { modified: 7, generation: 1, owner: None };
+    let Some(ReshapeStep::Open(txn)) = reshape_step(&split, ShardIx(0), &map(), &view, &owned(&map())) else {
+        panic!("not opened")
+    };
+    let (left, right) = (&split.new[0], &split.new[1]);
+    let logged =
+        map().split(&Rid::new("a"), &Bytes::from_static(b"f"), left.0.clone(), right.0.clone()).unwrap();
+    let claims = written(&txn, 8).value.without(&left.0).with(&left.1, &left.0, ClaimState::Open);
+    let claims = Stored { value: claims, modified: 9 };
+    for reshape in [&split, &pending_reshape(&claims.value).unwrap()] {
+        let Some(ReshapeStep::Close(txn)) = reshape_step(reshape, ShardIx(0), &logged, &view, &claims) else {
+            panic!("not closed")
+        };
+        assert!(txn.success.contains(&ops::delete(fence_key(&Rid::new("a")))));
+        let closed = written(&txn, 10).value;
+        assert!(closed.of(&Rid::new("a")).is_none());
+        assert!([left, right].iter().all(|(rid, _)| closed.of(rid).unwrap().state == ClaimState::Open));
+    }
+}
+
 #[test]
 fn a_second_split_waits_for_the_first() {
     let first = propose_split(&map(), &Rid::new("a"), &Bytes::from_static(b"f"), "1").unwrap();

@@ -201,8 +201,8 @@ async fn a_slow_watcher_holds_nobody_up_and_catches_up() {
             assert_eq!(event.kv.as_ref().unwrap().mod_revision, last + 1);
             last += 1;
         }
-        // What the header claims has been delivered.
-        assert_eq!(revision(&response.header), last);
+        // As etcd's `syncWatchers`: how far the store is, not the watcher.
+        assert_eq!(revision(&response.header), 3001);
         responses += 1;
     }
     assert!(responses >= 3, "at most 1000 revisions in one response");
