@@ -198,7 +198,12 @@ impl Effect {
                 vec![Write::Put(fence_key(rid), fence_closed_by(id)), claim(ClaimState::Closed(id.clone()))]
             }
             Self::Release => {
-                vec![Write::Put(fence_key(rid), Bytes::from_static(FENCE_OPEN)), claim(ClaimState::Open)]
+                // A split or merge that made the range is still to be closed, which its claims say.
+                let state = match claims.of(rid).map(|claim| &claim.state) {
+                    Some(opening @ ClaimState::Opening(_)) => opening.clone(),
+                    _ => ClaimState::Open,
+                };
+                vec![Write::Put(fence_key(rid), Bytes::from_static(FENCE_OPEN)), claim(state)]
             }
             Self::PurgeSource => vec![
                 Write::Delete(fence_key(rid)),

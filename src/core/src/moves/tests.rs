@@ -140,6 +140,19 @@ fn claims_in_the_way_are_waited_for() {
     }
 }
 
+/// Else nobody would know any more that the split's old fence is still there (simulation, seed 227086).
+#[test]
+fn a_move_that_is_given_up_leaves_the_split_that_made_its_range_to_be_closed() {
+    for state in [ClaimState::Opening("split".into()), ClaimState::Open] {
+        let mut aborting = seen(MovePhase::Aborting, Some(FENCE_OPEN), Some(tail()));
+        let source = &mut aborting.source.as_mut().unwrap().claims.value;
+        let record = record(MovePhase::Aborting);
+        *source = source.with(&record.range, &record.rid, state.clone());
+        let released = written(&Effect::Release.txn(&aborting).unwrap(), 22).value;
+        assert_eq!(released.of(&record.rid).unwrap().state, state);
+    }
+}
+
 #[test]
 fn after_an_abort_the_source_comes_first() {
     let fresh = Session::default();
