@@ -6,8 +6,10 @@
 //! have for it with one wake-up for many answers.
 
 mod mailbox;
+mod parts;
 mod threads;
 mod too_large;
 
 pub use mailbox::{Asker, Mailbox, Round, ask, home, thread};
+pub use parts::in_parts;
 pub use threads::{ServeError, serve_on_threads};

@@ -2,13 +2,10 @@
 
 use std::sync::Arc;
 
-use futures::{
-    StreamExt,
-    future::ready,
-    stream::{self, try_unfold},
-};
+use futures::{StreamExt, stream};
 use sharded_etcd_core::range_stream::RangeStream;
 use sharded_etcd_etcd_api::{etcdserverpb::kv_server::Kv, messages as pb};
+use sharded_etcd_serve::in_parts;
 use sharded_etcd_shard::Shard;
 use tonic::{Request, Response, Status};
 
@@ -28,17 +25,7 @@ impl Service {
             let engine = Arc::clone(&engine);
             async move { engine.range(request).await.map_err(status) }
         };
-        let (first, rest) = stream.next(&range).await?;
-        let rest = try_unfold(rest, move |rest| {
-            let range = range.clone();
-            async move {
-                match rest {
-                    Some(stream) => stream.next(range).await.map(Some),
-                    None => Ok(None),
-                }
-            }
-        });
-        Ok(stream::once(ready(Ok(first))).chain(rest).boxed())
+        in_parts(stream, move |stream| stream.next(range.clone())).await
     }
 }
 

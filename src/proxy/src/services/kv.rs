@@ -2,13 +2,10 @@
 
 use std::sync::Arc;
 
-use futures::{
-    StreamExt,
-    future::ready,
-    stream::{BoxStream, try_unfold},
-};
+use futures::stream::BoxStream;
 use sharded_etcd_core::range_stream::RangeStream;
 use sharded_etcd_etcd_api::{etcdserverpb::kv_server, messages as pb};
+use sharded_etcd_serve::in_parts;
 use tonic::{Request, Response, Status};
 
 use crate::{context::Context, kv::Kv, metrics::Call};
@@ -84,16 +81,6 @@ impl KvService {
             let kv = Arc::clone(&kv);
             async move { kv.range(request).await }
         };
-        let (first, rest) = stream.next(&range).await?;
-        let rest = try_unfold(rest, move |rest| {
-            let range = range.clone();
-            async move {
-                match rest {
-                    Some(stream) => stream.next(range).await.map(Some),
-                    None => Ok(None),
-                }
-            }
-        });
-        Ok(futures::stream::once(ready(Ok(first))).chain(rest).boxed())
+        in_parts(stream, move |stream| stream.next(range.clone())).await
     }
 }
