@@ -149,6 +149,17 @@ fn settle(situation: &Situation, memory: Memory) -> Result<World, TestCaseError>
     }
 }
 
+/// One range on each of the first `shards` shards, with as many of `n` keys.
+fn fill_evenly(world: &mut World, n: usize, shards: u32) {
+    let start =
+        |i: u32| if i == 0 { String::new() } else { format!("k{:05}", i as usize * n / shards as usize) };
+    let starts: Vec<_> = (0..shards).map(start).collect();
+    let layout: Vec<_> = starts.iter().zip(0..).map(|(start, shard)| (start.as_str(), shard)).collect();
+    world.lay_out(&layout);
+    world.fill("k", n, 100);
+    world.cuts_max = 256;
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
@@ -221,12 +232,7 @@ proptest! {
         if !grows {
             world.shard(shards, ShardState::Active);
         }
-        let starts = (0..before).map(|i| if i == 0 { String::new() } else { format!("k{:05}", i as usize * n / before as usize) });
-        let starts = starts.collect::<Vec<_>>();
-        let layout = starts.iter().zip(0..).map(|(start, shard)| (start.as_str(), shard)).collect::<Vec<_>>();
-        world.lay_out(&layout);
-        world.fill("k", n, 100);
-        world.cuts_max = 256;
+        fill_evenly(&mut world, n, before);
         let first = owners(&world);
         let settled = settle(&Situation { topology, world }, Memory::Forgets)?;
         let last = owners(&settled);
@@ -244,12 +250,7 @@ proptest! {
         let shards = weights.len() as u32;
         let mut topology = validate(Draft::new("demo", shards)).unwrap();
         let mut world = World::new(&topology);
-        let starts = (0..shards as usize).map(|i| if i == 0 { String::new() } else { format!("k{:05}", i * n / weights.len()) });
-        let starts = starts.collect::<Vec<_>>();
-        let layout = starts.iter().zip(0..).map(|(start, shard)| (start.as_str(), shard)).collect::<Vec<_>>();
-        world.lay_out(&layout);
-        world.fill("k", n, 100);
-        world.cuts_max = 256;
+        fill_evenly(&mut world, n, shards);
         let first = owners(&world);
         let all = weights.iter().sum::<u32>() as usize;
         let beyond = weights.iter().map(|w| (n / weights.len()).saturating_sub(n * *w as usize / all)).sum::<usize>();
