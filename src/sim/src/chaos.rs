@@ -16,7 +16,7 @@ pub async fn run(world: Arc<World>, story: Story) {
     });
     loop {
         tokio::time::sleep(Duration::from_millis(rng.between(20, 600))).await;
-        let etcds: Vec<_> = world.etcds().cloned().collect();
+        let etcds = world.etcds();
         let etcd = Arc::clone(rng.pick(&etcds));
         let place = rng.below(story.proxies as u64) as usize;
         let most = Duration::from_millis(rng.between(10, 1500));
@@ -61,7 +61,7 @@ pub async fn run(world: Arc<World>, story: Story) {
             }
             9 => {
                 // Meta has room that no client can use up.
-                let shard = Arc::clone(rng.pick(&world.shards));
+                let shard = Arc::clone(rng.pick(&world.shards_there()));
                 trace!(world, "chaos fills {} for {most:?}", shard.name);
                 shard.fill(true);
                 tokio::spawn(async move {

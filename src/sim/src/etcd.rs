@@ -3,7 +3,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -34,6 +37,10 @@ pub struct Etcd {
     pub name: String,
     /// What its answers carry.
     pub cluster_id: u64,
+    /// Which one of that name it is.
+    pub incarnation: u32,
+    /// It was removed with all its data.
+    gone: AtomicBool,
     state: Mutex<State>,
     /// Raised with each change, for watchers.
     changed: latest::Sender<u64>,
@@ -67,6 +74,11 @@ fn refused(code: Code, message: &str) -> ShardError {
 impl Etcd {
     /// An empty one.
     pub fn new(name: &str, cluster_id: u64) -> Arc<Self> {
+        Self::with_incarnation(name, cluster_id, 0)
+    }
+
+    /// An empty one, after others of that name.
+    pub fn with_incarnation(name: &str, cluster_id: u64, incarnation: u32) -> Arc<Self> {
         let state = State {
             keys: Keys::default(),
             compacted: -1,
@@ -79,6 +91,8 @@ impl Etcd {
         Arc::new(Self {
             name: name.to_owned(),
             cluster_id,
+            incarnation,
+            gone: AtomicBool::new(false),
             state: Mutex::new(state),
             changed: latest::Sender::new(0),
             paused: latest::Sender::new(false),
@@ -122,6 +136,17 @@ impl Etcd {
             lease.deadline = now + seconds(lease.ttl);
         }
         self.restarts.send_modify(|n| *n += 1);
+    }
+
+    /// Removes it: nobody reaches it any more.
+    pub fn remove(&self) {
+        self.gone.store(true, Relaxed);
+        self.restarts.send_modify(|n| *n += 1);
+    }
+
+    /// True if it was removed.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Relaxed)
     }
 
     /// Raises the alarm NOSPACE, or disarms it.

@@ -10,6 +10,7 @@
 //! - [`process`]: real proxies, which can be killed. [`chaos`] does that, parts the network, stops and restarts etcds.
 //! - [`actors`]: clients. What they ask and are told goes to [`check`].
 //! - [`managing`]: real shard managers, and moves, splits and merges for them.
+//! - [`scaling`]: an operator, which starts etcds for shards that join and removes those that left.
 //! - [`truth`]: the line as it follows from the log in meta and the shards' histories, by code of its own; it is brought up
 //!   to date, and checked, with each entry of the log.
 //! - [`story`]: what a seed makes of all that.
@@ -36,6 +37,7 @@ pub mod managing;
 pub mod net;
 pub mod process;
 pub mod rng;
+pub mod scaling;
 pub mod state;
 pub mod story;
 pub mod trace;
@@ -84,9 +86,14 @@ fn note_panics() {
     PANIC.take();
 }
 
+/// The story of a seed.
+pub fn story_of(seed: u64) -> Story {
+    Story::of(&rng::Rng::new(seed ^ 0x5707))
+}
+
 /// Runs a seed on a runtime with one thread and a clock that stands still.
 pub fn run(runtime: Runtime, seed: u64, print: bool) -> Told {
-    run_with(runtime, &Story::of(&rng::Rng::new(seed ^ 0x5707)), seed, print)
+    run_with(runtime, &story_of(seed), seed, print)
 }
 
 /// Runs a seed with a story of one's own.

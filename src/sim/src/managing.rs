@@ -19,7 +19,14 @@ use sharded_etcd_manager::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{process::Parts, rng::Rng, trace, world::World};
+use crate::{
+    net::Link,
+    process::Parts,
+    rng::Rng,
+    scaling::{self, Routing},
+    trace,
+    world::World,
+};
 
 /// A running shard manager.
 pub struct Managing {
@@ -28,13 +35,25 @@ pub struct Managing {
     context: MoverContext,
     reshaper: Reshaper,
     manager: Arc<Manager>,
-    _topology: watch::Sender<Arc<Topology>>,
     killed: CancellationToken,
     dead: latest::Sender<bool>,
 }
 
 /// The places of managers; `None` while one is not running.
 pub type Managers = Mutex<Vec<Option<Arc<Managing>>>>;
+
+/// What managers are told is wanted: where shards stay as they are nothing is begun on its own, and what was begun is
+/// finished; else shards that are not wanted have to be emptied.
+fn wanted(routing: &Routing) -> Option<Arc<Topology>> {
+    let mut draft = Draft::new("sim", routing.wanted);
+    if routing.generation == 0 {
+        draft.mode = RebalanceMode::Paused;
+    }
+    draft.moves_max = 2;
+    let mut topology = validate(draft).ok()?;
+    topology.generation = routing.generation;
+    Some(Arc::new(topology))
+}
 
 impl Managing {
     /// Starts the manager of a place, and puts it there.
@@ -52,11 +71,19 @@ impl Managing {
     async fn begin(world: &Arc<World>, place: usize) -> Option<Self> {
         let name = format!("manager-{place}");
         let dead = latest::Sender::new(false);
-        let Parts { line, shards } = Parts::connect(world, &name, &dead.subscribe()).await?;
-        let mut draft = Draft::new("sim", u32::try_from(world.shards.len()).ok()?);
-        // Nothing is begun on its own; what was begun is finished.
-        draft.mode = RebalanceMode::Paused;
-        let topology = watch::Sender::new(Arc::new(validate(draft).ok()?));
+        let mut routings = world.routing.subscribe();
+        let routing = routings.borrow_and_update().clone();
+        let is_dead = dead.subscribe();
+        let Parts { line, shards } = Parts::connect(world, &name, &is_dead, &routing).await?;
+        let topology = watch::Sender::new(wanted(&routing)?);
+        let received = topology.subscribe();
+        let (directory, link) = (shards.directory().clone(), Link::maker(world, &name, &is_dead));
+        scaling::follow(world, routings, is_dead, move |routing| {
+            routing.apply(&directory, &link);
+            if let Some(wanted) = wanted(routing) {
+                topology.send_replace(wanted);
+            }
+        });
         let history = HistoryOptions {
             checkpoint_entries: 4,
             checkpoint_interval: Duration::from_millis(200),
@@ -67,7 +94,8 @@ impl Managing {
         let options = ManagerOptions {
             interval: Duration::from_millis(150),
             history,
-            ..ManagerOptions::new(Arc::clone(&line), Arc::clone(&shards), topology.subscribe(), name)
+            drain_history_max: Duration::from_secs(2),
+            ..ManagerOptions::new(Arc::clone(&line), Arc::clone(&shards), received, name)
         };
         let context = MoverContext {
             line: Arc::clone(&line),
@@ -80,7 +108,7 @@ impl Managing {
         let reshaper = Reshaper { line: Arc::clone(&line), shards, failpoints: Failpoints::default() };
         let manager = Manager::start(options);
         let killed = CancellationToken::new();
-        Some(Self { line, context, reshaper, manager, _topology: topology, killed, dead })
+        Some(Self { line, context, reshaper, manager, killed, dead })
     }
 
     /// Kills it.
@@ -144,14 +172,16 @@ async fn merge(world: &World, rng: &Rng, managing: &Managing, id: &str) {
 
 /// Writes a move down, as a plan does; the leading manager finds it there, and perhaps somebody else begins it too.
 async fn begin_move(world: &World, rng: &Rng, managing: &Managing, id: &str) {
-    let to = ShardIx(rng.below(world.shards.len() as u64) as u32);
+    let joined = managing.line.cut().names.len() as u64;
+    let newest = world.routing.borrow().generation > 0 && rng.chance(40);
+    let to = ShardIx(if newest { joined - 1 } else { rng.below(joined) } as u32);
     let meta = managing.line.meta();
     let get = pb::RangeRequest { key: Bytes::from_static(records::MAP), ..Default::default() };
     let Ok(map) = meta.range(get).await else { return };
     let modified = map.kvs.first().map_or(0, |kv| kv.mod_revision);
     let Ok(cut) = managing.line.at_position(modified).await else { return };
     let entry = rng.pick(cut.map.entries());
-    if entry.shard == to {
+    if entry.shard == to || cut.left[to.index()] {
         return;
     }
     let record = MoveRecord {
@@ -193,9 +223,8 @@ pub fn are_over(world: &World) -> bool {
 pub fn require_clean(world: &World) -> Result<(), String> {
     let truth = world.truth.lock();
     let mut stored = 0;
-    for (i, etcd) in world.shards.iter().enumerate() {
+    for (ix, etcd, revision) in truth.shards_there() {
         // As far as it is part of the line: a write whose outcome nobody knows may never be.
-        let revision = truth.vector().get(i).copied().unwrap_or(0);
         let list = |key: Vec<u8>, end: Vec<u8>| {
             let (key, range_end) = (key.into(), end.into());
             let request = pb::RangeRequest { key, range_end, revision, ..Default::default() };
@@ -211,7 +240,7 @@ pub fn require_clean(world: &World) -> Result<(), String> {
             }
         }
         let mut fences: Vec<Bytes> = hidden("F/")?.into_iter().map(|kv| kv.key).collect();
-        let owned = truth.owners().iter().filter(|o| o.2.index() == i);
+        let owned = truth.owners().iter().filter(|o| o.2 == ix);
         let mut expected: Vec<Bytes> = owned.map(|o| records::fence_key(&o.1)).collect();
         fences.sort();
         expected.sort();

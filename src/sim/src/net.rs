@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
-use crate::{etcd::Etcd, rng::Rng, trace, world::World};
+use crate::{etcd::Etcd, rng::Rng, scaling, trace, world::World};
 
 /// How long a call without an answer is waited for; that of the client of real etcd.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
@@ -114,6 +114,10 @@ pub struct Link {
     dead: latest::Receiver<bool>,
 }
 
+fn is_cut(world: &World, process: &str, etcd: &Etcd) -> bool {
+    etcd.is_gone() || world.net.is_cut(process, &etcd.name)
+}
+
 /// What becomes of one call.
 struct Fate {
     there: Duration,
@@ -133,6 +137,16 @@ impl Link {
         Arc::new(Self { world: Arc::clone(world), process: process.into(), etcd: Arc::clone(etcd), dead })
     }
 
+    /// Connects the same process to others.
+    pub fn maker(
+        world: &Arc<World>,
+        process: &str,
+        dead: &latest::Receiver<bool>,
+    ) -> impl Fn(&Arc<Etcd>) -> Arc<Self> + Send + use<> {
+        let (world, process, dead) = (Arc::clone(world), process.to_owned(), dead.clone());
+        move |etcd| Self::new(&world, &process, etcd, dead.clone())
+    }
+
     fn fate(&self) -> Fate {
         let net = &self.world.net;
         let weather = *net.weather.lock();
@@ -145,7 +159,7 @@ impl Link {
     }
 
     fn is_cut(&self) -> bool {
-        self.world.net.is_cut(&self.process, &self.etcd.name)
+        is_cut(&self.world, &self.process, &self.etcd)
     }
 
     /// Sends a call: `effect` is done at the etcd if it gets there.
@@ -163,29 +177,39 @@ impl Link {
             tokio::time::sleep(Duration::from_millis(1)).await;
             return Err(ShardError::not_sent("connection refused"));
         }
+        let doomed = scaling::doomed(&self.world, &self.process, &self.etcd, what);
+        if doomed == Some(false) {
+            scaling::strike(&self.world, &self.process);
+            return std::future::pending().await;
+        }
         let fate = self.fate();
         let (answer, answered) = oneshot::channel();
         let (world, process, etcd) =
             (Arc::clone(&self.world), Arc::clone(&self.process), Arc::clone(&self.etcd));
         tokio::spawn(async move {
             tokio::time::sleep(fate.there).await;
-            if fate.lose_request || world.net.is_cut(&process, &etcd.name) {
+            if fate.lose_request || is_cut(&world, &process, &etcd) {
                 return;
             }
             let restarts = *etcd.restarts().borrow();
             etcd.awake().await;
+            if etcd.is_gone() {
+                return;
+            }
             let result = effect(&etcd);
             trace!(world, "{process} {what} {} -> {}", etcd.name, outcome(&result));
             world.after_effect(&etcd);
             tokio::time::sleep(fate.back).await;
-            let lost = fate.lose_answer
-                || world.net.is_cut(&process, &etcd.name)
-                || *etcd.restarts().borrow() != restarts;
+            let lost =
+                fate.lose_answer || is_cut(&world, &process, &etcd) || *etcd.restarts().borrow() != restarts;
             if !lost {
                 // The caller may have given up.
                 let _ = answer.send(result);
             }
         });
+        if doomed == Some(true) {
+            scaling::strike(&self.world, &self.process);
+        }
         let waited = tokio::time::timeout(REQUEST_TIMEOUT, answered).await;
         if *self.dead.borrow() {
             return std::future::pending().await;
@@ -224,7 +248,7 @@ impl Link {
                         return;
                     }
                     _ = changed.changed() => {
-                        if world.net.is_cut(&process, &etcd.name) {
+                        if is_cut(&world, &process, &etcd) {
                             // Silence; the stream ends when the keep-alive of the connection finds out.
                             tokio::time::sleep(STREAM_TIMEOUT).await;
                             let _ = to.send(broken("the connection is dead")).await;

@@ -8,7 +8,12 @@ use sharded_etcd_proxy::{Drain, Proxy, ProxyOptions, context::Limits, services::
 use sharded_etcd_shard::{Shard, ShardDirectory};
 use tokio_util::sync::CancellationToken;
 
-use crate::{net::Link, trace, world::World};
+use crate::{
+    net::Link,
+    scaling::{self, Routing},
+    trace,
+    world::World,
+};
 
 /// Pause before a proxy that could not start tries again.
 const START_PAUSE: Duration = Duration::from_millis(50);
@@ -37,12 +42,15 @@ fn options() -> LineOptions {
 
 impl Parts {
     /// Connects a process; tries until it works or the process is dead.
-    pub async fn connect(world: &Arc<World>, name: &str, dead: &latest::Receiver<bool>) -> Option<Self> {
+    pub async fn connect(
+        world: &Arc<World>,
+        name: &str,
+        dead: &latest::Receiver<bool>,
+        routing: &Routing,
+    ) -> Option<Self> {
         let link = |etcd| Link::new(world, name, etcd, dead.clone()) as Arc<dyn Shard>;
         let directory = ShardDirectory::new();
-        for etcd in &world.shards {
-            directory.insert(etcd.name.clone(), link(etcd));
-        }
+        routing.apply(&directory, |etcd| Link::new(world, name, etcd, dead.clone()));
         while !*dead.borrow() {
             match Line::start(link(&world.meta), options()).await {
                 Ok(line) => {
@@ -84,7 +92,11 @@ impl Process {
         let name = format!("proxy-{place}");
         let dead = latest::Sender::new(false);
         let is_dead = dead.subscribe();
-        let Some(Parts { line, shards }) = Parts::connect(world, &name, &is_dead).await else { return };
+        let mut routings = world.routing.subscribe();
+        let routing = routings.borrow_and_update().clone();
+        let connected = Parts::connect(world, &name, &is_dead, &routing).await;
+        let Some(Parts { line, shards }) = connected else { return };
+        let directory = shards.directory().clone();
         let options = ProxyOptions {
             line: Arc::clone(&line),
             shards,
@@ -95,12 +107,17 @@ impl Process {
                 fragment_bytes: FRAGMENT_BYTES,
                 ..Limits::default()
             },
-            generation: None,
+            generation: routing.known(),
             drain: Drain::default(),
         };
         match Proxy::start(options).await {
             Ok(proxy) => {
                 trace!(world, "{name} runs");
+                let (of, link) = (Arc::clone(&proxy), Link::maker(world, &name, &is_dead));
+                scaling::follow(world, routings, is_dead, move |routing| {
+                    routing.apply(&directory, &link);
+                    of.took_up(routing.known());
+                });
                 let process = Self { name, proxy, line, killed: CancellationToken::new(), dead };
                 world.proxies.lock()[place] = Some(Arc::new(process));
             }

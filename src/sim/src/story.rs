@@ -11,12 +11,15 @@ use crate::{
     chaos,
     managing::{self, Managing},
     process::Process,
-    trace,
+    scaling, trace,
     world::World,
 };
 
 /// How long everything may take to come to rest once nothing goes wrong any more.
 const REST_MAX: Duration = Duration::from_secs(120);
+
+/// In so many of a hundred stories with managers shards join and leave.
+const SCALING_PERCENT: u64 = 15;
 
 /// What a seed makes of a run.
 #[derive(Debug, Clone)]
@@ -39,6 +42,8 @@ pub struct Story {
     pub chaos: Duration,
     /// A client compacts.
     pub compacts: bool,
+    /// How many shards are wanted, one after the other, each with the milliseconds that pass before.
+    pub scales: Vec<(u64, u32)>,
 }
 
 impl Story {
@@ -52,7 +57,7 @@ impl Story {
         }
         let leases = if rng.chance(35) { 1 } else { 0 };
         let managers = if rng.chance(70) { rng.between(1, 2) as usize } else { 0 };
-        Self {
+        let mut story = Self {
             shards,
             managers,
             orders: if managers > 0 && shards > 1 { rng.below(8) } else { 0 },
@@ -62,7 +67,35 @@ impl Story {
             calls: rng.between(5, 20),
             chaos: Duration::from_millis(if rng.chance(80) { rng.between(200, 3000) } else { 0 }),
             compacts: rng.chance(40),
+            scales: Vec::new(),
+        };
+        // Behind all that was there before, so that most seeds go on telling what they told.
+        if managers > 0 && rng.chance(SCALING_PERCENT) {
+            story.scale(rng);
         }
+        story
+    }
+
+    /// Shards join and leave.
+    fn scale(&mut self, rng: &crate::rng::Rng) {
+        let mut now = self.shards as u64;
+        for _ in 0..rng.between(1, 4) {
+            let other = rng.between(1, 3);
+            now = if other >= now { other + 1 } else { other };
+            // Some changes come while the one before is under way.
+            let pause = if rng.chance(35) { rng.between(10, 400) } else { rng.between(500, 3500) };
+            self.scales.push((pause, now as u32));
+        }
+        self.orders = rng.between(3, 10);
+        self.calls += 10;
+        let calm = rng.chance(20);
+        self.chaos = if calm { Duration::ZERO } else { Duration::from_millis(rng.between(500, self.span())) };
+    }
+
+    /// For how many milliseconds clients are to be busy.
+    fn span(&self) -> u64 {
+        let scaling: u64 = self.scales.iter().map(|(pause, _)| pause + 700).sum();
+        scaling.max(self.chaos.as_millis() as u64)
     }
 }
 
@@ -85,6 +118,10 @@ pub async fn tell(world: &Arc<World>, story: &Story) -> Result<(), String> {
 }
 
 async fn chapters(world: &Arc<World>, story: &Story) -> Result<(), String> {
+    if !story.scales.is_empty() {
+        world.routing.send_modify(|routing| routing.generation = 1);
+        tokio::spawn(scaling::keep_operating(Arc::clone(world)));
+    }
     for place in 0..story.proxies {
         let world = Arc::clone(world);
         tokio::spawn(async move { Process::start(&world, place).await });
@@ -99,7 +136,7 @@ async fn chapters(world: &Arc<World>, story: &Story) -> Result<(), String> {
     let client = |kind: &str, n| Client::new(world, format!("{kind}{n}"), &stop);
     let mut busy = JoinSet::new();
     let mut watching = JoinSet::new();
-    let pause = 4 + story.chaos.as_millis() as u64 / story.calls;
+    let pause = 4 + story.span() / story.calls;
     for n in 0..writers {
         busy.spawn(client("writer", n).write(story.calls, pause));
     }
@@ -109,10 +146,14 @@ async fn chapters(world: &Arc<World>, story: &Story) -> Result<(), String> {
     for n in 0..leases {
         busy.spawn(client("leaser", n).lease(2));
     }
-    if let Some(each) = (story.chaos.as_millis() as u64).checked_div(story.orders) {
+    if let Some(each) = story.span().checked_div(story.orders) {
         let each = 50 + each;
         let (world, rng) = (Arc::clone(world), world.rng.fork());
         busy.spawn(managing::order(world, rng, stop.clone(), story.orders, each));
+    }
+    if !story.scales.is_empty() {
+        let (of, rng) = (Arc::clone(world), world.rng.fork());
+        busy.spawn(scaling::scale(of, rng, stop.clone(), story.scales.clone()));
     }
     if story.compacts {
         busy.spawn(client("compactor", 0).compact(story.calls / 3, pause * 3));
@@ -136,6 +177,9 @@ async fn chapters(world: &Arc<World>, story: &Story) -> Result<(), String> {
         expired(world).await;
         covered(world).await;
         while !managing::are_over(world) && story.managers > 0 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        while !scaling::is_done(world) && story.managers > 0 {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         end.cancel();
@@ -202,8 +246,8 @@ async fn expired(world: &Arc<World>) {
 /// Until all that was written is part of the line, also what nobody was told of.
 async fn covered(world: &Arc<World>) {
     loop {
-        let vector = world.truth.lock().vector();
-        if world.shards.iter().zip(vector).all(|(etcd, v)| etcd.revision() <= v) {
+        let shards = world.truth.lock().shards_there();
+        if shards.iter().all(|(_, etcd, v)| etcd.revision() <= *v) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(500)).await;

@@ -39,6 +39,9 @@ struct Joined {
     name: String,
     etcd: Arc<Etcd>,
     v: i64,
+    left: bool,
+    /// The revision of the last flip that took a range from it.
+    last_flip_away: i64,
 }
 
 /// The line.
@@ -95,6 +98,11 @@ impl Truth {
                     ));
                 }
                 (owner.1, owner.2) = (flip.new_rid, flip.to);
+                if self.shard(flip.to)?.left {
+                    return Err(format!("a flip gives {} to a shard that has left", flip.range));
+                }
+                let revision = self.revision;
+                self.shard(flip.from)?.last_flip_away = revision;
             }
             Entry::Split(split) => {
                 let owner = self.owner(&split.rid)?;
@@ -116,7 +124,7 @@ impl Truth {
                 }
             }
             Entry::Join(join) => self.join(&join, etcds)?,
-            Entry::Leave(_) => {}
+            Entry::Leave(ix) => self.leave(ix)?,
         }
         self.keys.set_revision(self.revision);
         let vector = self.vector();
@@ -136,12 +144,63 @@ impl Truth {
     }
 
     fn join(&mut self, join: &Join, etcds: &[Arc<Etcd>]) -> Result<(), String> {
-        if self.shards.iter().any(|s| s.name == join.shard) {
+        if self.shards.iter().any(|s| s.etcd.cluster_id == join.etcd_cluster_id) {
             return Ok(());
         }
-        let etcd = etcds.iter().find(|e| e.name == join.shard).ok_or("an unknown shard joined")?;
-        self.shards.push(Joined { name: join.shard.clone(), etcd: Arc::clone(etcd), v: join.l0 });
+        let etcd = etcds.iter().find(|e| e.cluster_id == join.etcd_cluster_id);
+        let etcd = etcd.filter(|e| e.name == join.shard && e.incarnation == join.incarnation);
+        let etcd = etcd.ok_or_else(|| format!("an unknown shard joined: {join:?}"))?;
+        if let Some(there) = self.shards.iter().find(|s| s.name == join.shard && !s.left) {
+            return Err(format!("{join:?}, but incarnation {} is there", there.etcd.incarnation));
+        }
+        // A fresh etcd is at revision 1: that one as a revision to read at would be "what is there now".
+        if join.l0 < 2 || join.l0 > etcd.revision() {
+            return Err(format!("{join:?}, and it is at revision {}", etcd.revision()));
+        }
+        let events = (2..=join.l0).filter_map(|local| etcd.events_of(local)).flat_map(|(events, _)| events);
+        if let Some(kv) = events.filter_map(|e| e.kv).find(|kv| kv.key.as_ref() < RESERVED) {
+            return Err(format!("{join:?}, and it holds {:?}", kv.key));
+        }
+        let (name, etcd) = (join.shard.clone(), Arc::clone(etcd));
+        self.shards.push(Joined { name, etcd, v: join.l0, left: false, last_flip_away: 0 });
         Ok(())
+    }
+
+    /// A shard leaves: with nothing that anybody can still ask for.
+    fn leave(&mut self, ix: ShardIx) -> Result<(), String> {
+        if let Some((range, ..)) = self.owners.iter().find(|o| o.2 == ix) {
+            return Err(format!("shard number {} leaves, and owns {range}", ix.0));
+        }
+        let compacted = self.compacted;
+        let shard = self.shard(ix)?;
+        if compacted < shard.last_flip_away {
+            return Err(format!(
+                "{} leaves with history up to {}, and only {compacted} is compacted",
+                shard.name, shard.last_flip_away
+            ));
+        }
+        shard.left = true;
+        Ok(())
+    }
+
+    fn shard(&mut self, ix: ShardIx) -> Result<&mut Joined, String> {
+        self.shards.get_mut(ix.index()).ok_or_else(|| format!("shard number {} never joined", ix.0))
+    }
+
+    /// Cluster ids of the shards that have left.
+    pub fn left(&self) -> Vec<u64> {
+        self.shards.iter().filter(|s| s.left).map(|s| s.etcd.cluster_id).collect()
+    }
+
+    /// Names of those that have not.
+    pub fn present(&self) -> Vec<String> {
+        self.shards.iter().filter(|s| !s.left).map(|s| s.name.clone()).collect()
+    }
+
+    /// Those that have not, with the local revision up to which they are part of the line.
+    pub fn shards_there(&self) -> Vec<(ShardIx, Arc<Etcd>, i64)> {
+        let all = self.shards.iter().enumerate();
+        all.filter(|(_, s)| !s.left).map(|(i, s)| (ShardIx(i as u32), Arc::clone(&s.etcd), s.v)).collect()
     }
 
     fn owner(&mut self, rid: &Rid) -> Result<&mut (KeyRange, Rid, ShardIx), String> {

@@ -25,6 +25,7 @@ use crate::{
     net::{Link, Net},
     process::Process,
     rng::Rng,
+    scaling::{Doom, Routing},
     trace,
     trace::Trace,
     truth::Truth,
@@ -40,8 +41,14 @@ pub struct World {
     pub net: Net,
     /// Meta.
     pub meta: Arc<Etcd>,
-    /// The shards.
-    pub shards: Vec<Arc<Etcd>>,
+    /// The shards, also those that have not joined yet or have left.
+    shards: Mutex<Vec<Arc<Etcd>>>,
+    /// What processes are told of the shards.
+    pub routing: latest::Sender<Routing>,
+    /// Where managers die.
+    pub dooms: Mutex<Vec<Doom>>,
+    /// For what happens to processes.
+    pub processes: Rng,
     /// What is true.
     pub truth: Mutex<Truth>,
     /// What clients asked and were told.
@@ -62,12 +69,21 @@ impl World {
     pub fn new(seed: u64, shards: usize, (proxies, managers): (usize, usize), print: bool) -> Arc<Self> {
         let rng = Rng::new(seed);
         let shard = |i| Etcd::new(&format!("shard-{i}"), 100 + i as u64);
+        let shards: Vec<Arc<Etcd>> = (0..shards).map(shard).collect();
+        let routing = Routing {
+            generation: 0,
+            wanted: u32::try_from(shards.len()).unwrap_or(u32::MAX),
+            shards: shards.iter().map(|etcd| (etcd.name.clone(), Arc::clone(etcd))).collect(),
+        };
         Arc::new(Self {
             trace: Trace::new(print),
             net: Net::new(rng.fork()),
             rng,
             meta: Etcd::new("meta", 99),
-            shards: (0..shards).map(shard).collect(),
+            shards: Mutex::new(shards),
+            routing: latest::Sender::new(routing),
+            dooms: Mutex::default(),
+            processes: Rng::new(!seed),
             truth: Mutex::default(),
             history: History::default(),
             proxies: Mutex::new(vec![None; proxies]),
@@ -85,8 +101,9 @@ impl World {
     /// If the topology cannot be started, which is a bug.
     pub async fn bootstrap(self: &Arc<Self>, boundaries: &[&'static str]) -> Result<(), String> {
         for etcd in self.etcds() {
-            tokio::spawn(Arc::clone(etcd).expire());
+            tokio::spawn(etcd.expire());
         }
+        let shards = self.shards();
         let starts: Vec<&'static str> = std::iter::once("").chain(boundaries.iter().copied()).collect();
         let ranges: Vec<RangeEntry> = starts
             .iter()
@@ -94,16 +111,15 @@ impl World {
             .map(|(i, start)| RangeEntry {
                 range: KeyRange::new(*start, *starts.get(i + 1).unwrap_or(&"")),
                 rid: Rid::new(format!("b-{i}")),
-                shard: ShardIx((i % self.shards.len()) as u32),
+                shard: ShardIx((i % shards.len()) as u32),
                 imported_at: 0,
             })
             .collect();
         let living = latest::Sender::new(false);
         let alive = living.subscribe();
         let meta = Link::new(self, "start", &self.meta, alive.clone());
-        let links: Vec<_> = self.shards.iter().map(|e| Link::new(self, "start", e, alive.clone())).collect();
-        let new: Vec<NewShard<'_>> = self
-            .shards
+        let links: Vec<_> = shards.iter().map(|e| Link::new(self, "start", e, alive.clone())).collect();
+        let new: Vec<NewShard<'_>> = shards
             .iter()
             .zip(&links)
             .map(|(etcd, link)| NewShard { name: &etcd.name, incarnation: 0, shard: link.as_ref() })
@@ -113,9 +129,24 @@ impl World {
         Ok(())
     }
 
-    /// Meta and all shards.
-    pub fn etcds(&self) -> impl Iterator<Item = &Arc<Etcd>> {
-        std::iter::once(&self.meta).chain(&self.shards)
+    /// All shards that ever were, in the order in which they were made.
+    pub fn shards(&self) -> Vec<Arc<Etcd>> {
+        self.shards.lock().clone()
+    }
+
+    /// The shards that were not removed.
+    pub fn shards_there(&self) -> Vec<Arc<Etcd>> {
+        self.shards.lock().iter().filter(|etcd| !etcd.is_gone()).cloned().collect()
+    }
+
+    /// One more.
+    pub fn add_shard(&self, etcd: &Arc<Etcd>) {
+        self.shards.lock().push(Arc::clone(etcd));
+    }
+
+    /// Meta and all shards that were not removed.
+    pub fn etcds(&self) -> Vec<Arc<Etcd>> {
+        std::iter::once(Arc::clone(&self.meta)).chain(self.shards_there()).collect()
     }
 
     /// Called after each effect on an etcd: new entries of the log are folded, and what they bring is checked.
@@ -129,7 +160,7 @@ impl World {
             let Some((events, _)) = self.meta.events_of(revision) else { continue };
             for kv in events.iter().filter_map(|e| e.kv.as_ref()).filter(|kv| kv.key.as_ref() == CUT_LATEST) {
                 let mut truth = self.truth.lock();
-                let checked = truth.take(revision, &kv.value, &self.shards).and_then(|new| {
+                let checked = truth.take(revision, &kv.value, &self.shards()).and_then(|new| {
                     trace!(self, "line {new:?} compacted {} {:?}", truth.compacted, truth.vector());
                     new.into_iter().try_for_each(|r| self.history.happened(self, &truth, r))
                 });

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sharded_etcd_sim::{Told, run};
+use sharded_etcd_sim::{Told, run, story::Story, story_of};
 
 fn told(seed: u64, print: bool) -> Told {
     let runtime =
@@ -48,9 +48,19 @@ fn one_seed() {
 /// `SIM_SEEDS` seeds from `SIM_FIRST` on, on all processors.
 #[test]
 fn many_seeds() {
-    let (first, count) = (number("SIM_FIRST").unwrap_or(0), number("SIM_SEEDS").unwrap_or(2000));
+    many(number("SIM_FIRST").unwrap_or(0), number("SIM_SEEDS").unwrap_or(2000), |_| true);
+}
+
+/// The same, but only of stories in which shards join and leave; of one seed in ten.
+#[test]
+fn many_seeds_with_shards_that_come_and_go() {
+    let first = number("SIM_FIRST").unwrap_or(1_000_000);
+    many(first, number("SIM_SEEDS").unwrap_or(1000), |story| !story.scales.is_empty());
+}
+
+fn many(first: u64, count: u64, wanted: impl Fn(&Story) -> bool + Sync) {
     let next = AtomicU64::new(first);
-    let checks = AtomicU64::new(0);
+    let (runs, checks) = (AtomicU64::new(0), AtomicU64::new(0));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     println!("seeds {first} to {}", first + count - 1);
     let one = || loop {
@@ -58,7 +68,11 @@ fn many_seeds() {
         if seed >= first + count {
             return;
         }
+        if !wanted(&story_of(seed)) {
+            continue;
+        }
         let told = told(seed, false);
+        runs.fetch_add(1, Ordering::Relaxed);
         checks.fetch_add(told.checks, Ordering::Relaxed);
         if told.failure.is_some() {
             next.store(first + count, Ordering::Relaxed);
@@ -70,7 +84,7 @@ fn many_seeds() {
             scope.spawn(one);
         }
     });
-    println!("{count} seeds, {} checks", checks.load(Ordering::Relaxed));
+    println!("{} of {count} seeds, {} checks", runs.into_inner(), checks.into_inner());
 }
 
 /// Seeds that have found something, and what.
