@@ -123,21 +123,11 @@ pub fn run(args: &MemberGuardArgs) -> Result<(), GuardError> {
 
 /// The termination log is there in a container only, made by the kubelet.
 fn terminate(log: &Path, error: &GuardError) {
-    let text = with_sources(error);
+    let text = sharded_etcd_shard::with_causes(error);
     let written = OpenOptions::new().write(true).open(log).and_then(|mut log| writeln!(log, "{text}"));
     if let Err(error) = written {
         tracing::debug!(%error, log = %log.display(), "no termination log");
     }
-}
-
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// What a data folder holds.

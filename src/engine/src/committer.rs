@@ -21,7 +21,7 @@ use std::{
 
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_serve::{Mailbox, Round, home};
-use sharded_etcd_shard::{Result, ShardError};
+use sharded_etcd_shard::{Result, ShardError, with_causes};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Code;
 
@@ -248,7 +248,7 @@ impl Committer {
         if self.shared.failure.read().is_none()
             && let Err(error) = self.wal.seal()
         {
-            tracing::warn!(error = explain(&error), "the log is not sealed; nothing is lost");
+            tracing::warn!(error = with_causes(&error), "the log is not sealed; nothing is lost");
         }
     }
 
@@ -367,12 +367,12 @@ impl Committer {
         self.shared.metrics.failed.up();
         let answer = match error {
             AppendError::Untouched(error) => {
-                let message = explain(&error);
+                let message = with_causes(&error);
                 tracing::error!(error = message, "the log cannot grow; writes are refused until it can");
                 unavailable(&message)
             }
             AppendError::Unknown(error) => {
-                let message = explain(&error);
+                let message = with_causes(&error);
                 tracing::error!(
                     error = message,
                     "the log cannot be written; all writes are refused from now on"
@@ -739,7 +739,7 @@ impl Committer {
             self.shared.found_damage();
         }
         // The log still has everything; it only grows until a later checkpoint works.
-        let message = explain(&error);
+        let message = with_causes(&error);
         tracing::error!(error = message, "a checkpoint failed; it is tried again after more writes");
         let error = ShardError::refused(Code::Unknown, format!("etcdserver: {message}"));
         self.defragmenting.drain(..).for_each(|reply| drop(reply.send(Err(error.clone()))));
@@ -749,16 +749,4 @@ impl Committer {
 
 fn unavailable(reason: &str) -> ShardError {
     ShardError::refused(Code::Unavailable, format!("etcdserver: {reason}"))
-}
-
-/// An error with its causes in one line.
-pub(crate) fn explain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -1,6 +1,6 @@
 //! etcd's errors as clients see them: code and text of api/v3rpc/rpctypes/error.go (etcd 3.7).
 
-use sharded_etcd_shard::ShardError;
+use sharded_etcd_shard::{ShardError, with_causes};
 use tonic::Code;
 
 use crate::values::ValueError;
@@ -64,7 +64,7 @@ impl From<ValueError> for ShardError {
             ValueError::Damaged { .. } => Code::DataLoss,
             ValueError::Io { .. } => Code::Unavailable,
         };
-        tracing::error!(error = crate::committer::explain(&error), "a value cannot be read");
-        ShardError::refused(code, format!("etcdserver: {}", crate::committer::explain(&error)))
+        tracing::error!(error = with_causes(&error), "a value cannot be read");
+        ShardError::refused(code, format!("etcdserver: {}", with_causes(&error)))
     }
 }

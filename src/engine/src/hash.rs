@@ -12,11 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crc32c::{crc32c, crc32c_append};
 use parking_lot::Mutex;
 use sharded_etcd_shard::Result;
 
 use crate::{
-    crc32c::Crc32c,
     errors,
     history::{History, Pin, ReadAhead, database_key, database_value},
     mvcc::Store,
@@ -117,8 +117,7 @@ pub(crate) fn hash_kv(shared: &Arc<Shared>, revision: i64) -> Result<(KvHash, i6
 
 /// With `is_filtered`, versions that a compaction at the history's end would drop do not count.
 fn sum(history: History, is_filtered: bool) -> Result<u32> {
-    let mut crc = Crc32c::default();
-    crc.update(b"key");
+    let mut crc = crc32c(b"key");
     let mut buffer = Vec::new();
     let base = history.base.into_iter().filter(|base| base.is_kept || !is_filtered);
     let mut versions: Vec<_> = base.map(|base| base.version).collect();
@@ -128,9 +127,9 @@ fn sum(history: History, is_filtered: bool) -> Result<u32> {
         buffer.clear();
         database_key(version, &mut buffer);
         database_value(version, values.next()?, &mut buffer);
-        crc.update(&buffer);
+        crc = crc32c_append(crc, &buffer);
     }
-    Ok(crc.sum())
+    Ok(crc)
 }
 
 #[cfg(test)]

@@ -27,7 +27,6 @@ mod committer;
 mod config;
 #[cfg(test)]
 mod crash_tests;
-mod crc32c;
 #[cfg(test)]
 mod damage_tests;
 mod disk;

@@ -5,9 +5,10 @@ use std::{
     sync::Arc,
 };
 
+use sharded_etcd_shard::with_causes;
+
 use crate::{
     EngineError, checkpoint,
-    committer::explain,
     disk::Disk,
     entry, identity,
     values::ValueFile,
@@ -55,20 +56,20 @@ pub fn verify(dir: &Path) -> Result<Contents, Vec<String>> {
 }
 
 pub(crate) fn verify_on(disk: &Disk, dir: &Path) -> Result<Contents, Vec<String>> {
-    let one = |error: EngineError| vec![explain(&error)];
+    let one = |error: EngineError| vec![with_causes(&error)];
     let identity = identity::load(disk, dir).map_err(one)?;
     let _lock = identity::lock(disk, dir).map_err(one)?;
     let mut loaded = match checkpoint::read(disk, dir, identity.cluster_id) {
         Ok(loaded) => loaded,
         Err(error) => {
             // Without its state the records cannot be applied; their checksums can be looked at all the same.
-            let mut trouble = vec![explain(&error)];
+            let mut trouble = vec![with_causes(&error)];
             let ignore = |_: &[u8], _: &Arc<ValueFile>, _: u64| Ok(());
             // The newest segment may end anywhere after a checkpoint that cannot be read.
             if let Err(error) = first_sequence(disk, dir).and_then(|first| {
                 wal::verify(disk, dir, identity.cluster_id, first.saturating_sub(1).into(), ignore).map(drop)
             }) {
-                trouble.push(explain(&error));
+                trouble.push(with_causes(&error));
             }
             return Err(trouble);
         }

@@ -21,14 +21,13 @@ use sharded_etcd_core::{
 };
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_line::{Cut, Line, Shards};
-use sharded_etcd_shard::Member;
+use sharded_etcd_shard::{Member, with_causes};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::{
     error::Result,
     history::read_moves,
-    members::chain,
     mover::observe::get,
     orders::{self, OrderError},
     report::{
@@ -347,7 +346,7 @@ impl Admin for AdminService {
         if let Some((_, status_json)) = last {
             return Ok(Response::new(StatusResponse { status_json }));
         }
-        let status = self.read_status().await.map_err(|e| Status::unavailable(chain(&e)))?;
+        let status = self.read_status().await.map_err(|e| Status::unavailable(with_causes(&e)))?;
         let status_json = serde_json::to_string(&status).map_err(|e| Status::internal(e.to_string()))?;
         *self.last.lock() = Some((Instant::now(), status_json.clone()));
         Ok(Response::new(StatusResponse { status_json }))
@@ -360,12 +359,12 @@ impl Admin for AdminService {
         let topology =
             (self.read_resource)(&request.into_inner().resource_json).map_err(Status::invalid_argument)?;
         let _one = self.planning.lock().await;
-        self.line.refresh().await.map_err(|e| Status::unavailable(chain(&e)))?;
+        self.line.refresh().await.map_err(|e| Status::unavailable(with_causes(&e)))?;
         // Cut points depend on the wanted boundaries: what a manager of this process knows stays as it is.
         let sizes = Sizes::new(Arc::clone(&self.line), Arc::clone(&self.shards));
         sizes.adopt(&self.sizes);
         sizes.refresh(&topology).await;
-        let moves = read_moves(&self.line).await.map_err(|e| Status::unavailable(chain(&e)))?;
+        let moves = read_moves(&self.line).await.map_err(|e| Status::unavailable(with_causes(&e)))?;
         let moving =
             moves.iter().filter(|m| m.phase != MovePhase::Flipped).map(|m| (m.rid.clone(), m.to)).collect();
         let observation = sizes.observation_as_joined(&topology, &moving);
@@ -385,7 +384,7 @@ impl Admin for AdminService {
         match orders::give(&self.line, order).await {
             Ok(id) => Ok(Response::new(OrderResponse { id })),
             Err(error @ OrderError::TooMany) => Err(Status::resource_exhausted(error.to_string())),
-            Err(OrderError::Manager(error)) => Err(Status::unavailable(chain(&error))),
+            Err(OrderError::Manager(error)) => Err(Status::unavailable(with_causes(&error))),
         }
     }
 
@@ -394,7 +393,7 @@ impl Admin for AdminService {
         request: Request<OrderStateRequest>,
     ) -> std::result::Result<Response<OrderStateResponse>, Status> {
         let id = request.into_inner().id;
-        let record = orders::look(&self.line, &id).await.map_err(|e| Status::unavailable(chain(&e)))?;
+        let record = orders::look(&self.line, &id).await.map_err(|e| Status::unavailable(with_causes(&e)))?;
         let Some(record) = record else {
             return Err(Status::not_found(format!("no order {id}, or it has been over for ten minutes")));
         };

@@ -7,13 +7,13 @@ use sharded_etcd_core::{
     records::MoveRecord,
     topology::{RebalanceMode, Topology, shard_index},
 };
+use sharded_etcd_shard::with_causes;
 use tokio::time::Instant;
 
 use crate::{
     control::Control,
     error::Result,
     history::read_moves,
-    members::chain,
     orders::{OrderError, Stored, give},
 };
 
@@ -46,13 +46,13 @@ impl Control {
                     match read_moves(&self.line).await {
                         Ok(now) => moves = now,
                         Err(error) => {
-                            waits.push(Wait { what: what(), reason: chain(&error) });
+                            waits.push(Wait { what: what(), reason: with_causes(&error) });
                             break;
                         }
                     }
                 }
                 // The next one may be about shards that are well.
-                Err(error) => waits.push(Wait { what: what(), reason: chain(&error) }),
+                Err(error) => waits.push(Wait { what: what(), reason: with_causes(&error) }),
             }
         }
         acted

@@ -17,6 +17,7 @@ use sharded_etcd_core::{
     topology::Topology,
 };
 use sharded_etcd_line::{Line, Shards};
+use sharded_etcd_shard::with_causes;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -26,7 +27,7 @@ use crate::{
     error::Result,
     held::Held,
     history::{History, read_moves},
-    members::{Members, Waiting, chain},
+    members::{Members, Waiting},
     mover::{MoverContext, Outcome, observe::read_map, run_move, throttle::Throttle},
     orders::{Orders, approved},
     progress::Progress,
@@ -119,10 +120,10 @@ impl Control {
                 Ok(true) => Duration::ZERO,
                 Ok(false) => self.options.interval,
                 Err(error) => {
-                    tracing::warn!(error = %chain(&error), "shard manager could not do its round");
+                    tracing::warn!(error = %with_causes(&error), "shard manager could not do its round");
                     self.status.send_modify(|status| {
                         let mut next = ManagerStatus::clone(status);
-                        next.error = Some(chain(&error));
+                        next.error = Some(with_causes(&error));
                         *status = Arc::new(next);
                     });
                     self.options.interval
@@ -154,7 +155,7 @@ impl Control {
                     () = token.cancelled() => return,
                     done = history.tick(retention) => {
                         if let Err(error) = done {
-                            tracing::warn!(error = %chain(&error), "cannot cut history off");
+                            tracing::warn!(error = %with_causes(&error), "cannot cut history off");
                         }
                     }
                 }
@@ -197,7 +198,7 @@ impl Control {
         let plan = plan_approved(&observation, topology, &self.options.limits, &approved);
         let mut acted = self.attend(&open, topology, &plan, &moves, &mut failures).await;
         acted |= self.approve_by_spec(&open, topology, &plan).await.unwrap_or_else(|error| {
-            failures.push(Wait { what: "rebalance.approvedPlan".to_owned(), reason: chain(&error) });
+            failures.push(Wait { what: "rebalance.approvedPlan".to_owned(), reason: with_causes(&error) });
             false
         });
         // What was begun by hand is not in the plan: it is made anew in the next round, which follows at once.
@@ -205,7 +206,7 @@ impl Control {
             for step in plan.ready().filter(|step| !is_ordered(&open, step)) {
                 match self.carry_out(step).await {
                     Ok(done) => acted |= done,
-                    Err(error) => failures.push(Wait { what: step.to_string(), reason: chain(&error) }),
+                    Err(error) => failures.push(Wait { what: step.to_string(), reason: with_causes(&error) }),
                 }
             }
         }
@@ -226,7 +227,7 @@ impl Control {
                 continue;
             }
             if let Err(error) = self.reshaper.finish_pending(ix).await {
-                failures.push(Wait { what: cut.name(ix).to_owned(), reason: chain(&error) });
+                failures.push(Wait { what: cut.name(ix).to_owned(), reason: with_causes(&error) });
             }
         }
         failures

@@ -19,6 +19,7 @@ use sharded_etcd_line::{
     Line, Shards,
     bootstrap::{self, NewShard},
 };
+use sharded_etcd_shard::with_causes;
 use tokio::time::Instant;
 
 use crate::{ManagerError, error::Result, mover::observe::read_map};
@@ -80,7 +81,7 @@ impl Members {
             let new = NewShard { name: &name, incarnation, shard: connection.as_ref() };
             match bootstrap::join(&self.line, &new).await {
                 Ok(()) => tracing::info!(shard = name, incarnation, "shard joined"),
-                Err(error) => waits.push((name.clone(), chain(&error))),
+                Err(error) => waits.push((name.clone(), with_causes(&error))),
             }
         }
         waits
@@ -140,7 +141,7 @@ impl Members {
         for (ix, name, last_flip_away, compacted) in leaving {
             // One that cannot be reached does not hold up the others.
             let waiting = self.leave_one(ix, last_flip_away, compacted, moves).await;
-            let waiting = waiting.unwrap_or_else(|error| Some(chain(&error)));
+            let waiting = waiting.unwrap_or_else(|error| Some(with_causes(&error)));
             if waiting.is_none() {
                 tracing::info!(shard = name, "shard left");
             }
@@ -261,15 +262,4 @@ fn no_change_since(map_modified: i64) -> Vec<pb::Compare> {
         ops::modified_at(Bytes::from_static(records::MAP), map_modified),
         ops::is_empty(&KeyRange::prefix(MOVES_PREFIX)),
     ]
-}
-
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

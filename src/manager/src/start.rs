@@ -21,9 +21,7 @@ use sharded_etcd_core::{
 };
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_line::bootstrap::{self, BootstrapError, NewShard};
-use sharded_etcd_shard::{Shard, ShardDirectory};
-
-use crate::members::chain;
+use sharded_etcd_shard::{Shard, ShardDirectory, with_causes};
 
 /// How long a shard may take to show that it is there. Elections of etcd take a second or two.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
@@ -111,7 +109,7 @@ async fn connected(
         let get = pb::RangeRequest { key: Bytes::from_static(b"\0"), count_only: true, ..Default::default() };
         match tokio::time::timeout(ANSWER_MAX, shard.range(get)).await {
             Ok(Ok(_)) => Ok(Arc::clone(&shard)),
-            Ok(Err(error)) => Err(format!("{name} ({})", chain(&error))),
+            Ok(Err(error)) => Err(format!("{name} ({})", with_causes(&error))),
             Err(_) => Err(format!("{name} (no answer within {} s)", ANSWER_MAX.as_secs())),
         }
     });

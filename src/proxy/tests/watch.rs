@@ -21,7 +21,7 @@ use sharded_etcd_proxy::hub::HubOptions;
 use sharded_etcd_shard::Shard;
 use sharded_etcd_testkit::wait_until;
 use support::Topology;
-use watch_support::{Gate, Served, all_words, create, everything, words};
+use watch_support::{Gate, PATIENCE, Served, all_words, create, everything, words};
 
 async fn put(shard: &dyn Shard, key: impl Into<Bytes>, value: &str) -> i64 {
     let put = pb::PutRequest { key: key.into(), value: value.to_owned().into(), ..Default::default() };
@@ -301,6 +301,38 @@ async fn compacted_starts_are_refused_exactly() {
     assert_eq!(newest, 7);
     served.stop().await;
     other.stop().await;
+}
+
+/// A shard may be compacted before this proxy has heard of it: what is still there is not refused for that.
+#[tokio::test]
+async fn a_compaction_that_is_not_known_yet_refuses_nobody_at_its_very_revision() {
+    let mut t = two().await;
+    let other = t.context("q").await;
+    let mut last = 0;
+    for i in 0..6 {
+        last = put(t.shards[0].as_ref(), "a", &i.to_string()).await;
+    }
+    other.line.cover(ShardIx(0), last).await.unwrap();
+    let (meta, shard) = (Gate::new(Arc::clone(&t.meta)), Gate::new(Arc::clone(&t.shards[0])));
+    t.meta = Arc::clone(&meta) as Arc<dyn Shard>;
+    t.directory.insert("shard-0", Arc::clone(&shard) as Arc<dyn Shard>);
+    // It has nothing of that in memory.
+    let served = Served::start(t.context("p").await, HubOptions::default()).await;
+    assert_eq!(number(&served, 0, last).await, 7);
+    meta.set_open(false);
+    other.line.append(&Entry::Compact(5)).await.unwrap();
+    let at = other.line.with_fold(|f| f.local_at_most(ShardIx(0), 5)).unwrap();
+    t.shards[0].compact(pb::CompactionRequest { revision: at, physical: true }).await.unwrap();
+    let mut client = served.client().await;
+    client.create(everything(5)).await;
+    let replays =
+        || async { (shard.watched().iter().filter(|w| w.start_revision == at).count() > 1).then_some(()) };
+    wait_until("a second try to read history", PATIENCE, replays).await.unwrap();
+    meta.set_open(true);
+    let seen = all_words(&client.events(3).await);
+    assert_eq!(seen, ["+a=3@5(2,4)", "+a=4@6(2,5)<3@5(2,4)", "+a=5@7(2,6)<4@6(2,5)"]);
+    served.stop().await;
+    other.line.close().await;
 }
 
 #[tokio::test]

@@ -2,6 +2,18 @@
 
 use tonic::Code;
 
+/// An error with its causes, on one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
 /// Result of a call to a shard.
 pub type Result<T> = std::result::Result<T, ShardError>;
 

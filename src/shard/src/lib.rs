@@ -15,6 +15,7 @@ use sharded_etcd_etcd_api::messages as pb;
 pub use directory::ShardDirectory;
 pub use error::{
     Certainty, ERR_COMPACTED, ERR_FUTURE_REV, ERR_LEASE_EXIST, ERR_LEASE_NOT_FOUND, Result, ShardError,
+    with_causes,
 };
 pub use relay::Relay;
 

@@ -10,13 +10,13 @@ mod stream;
 use std::{cell::RefCell, sync::Arc};
 
 use bytes::Bytes;
+use crc32c::crc32c_append;
 use prost::Message;
 use sharded_etcd_etcd_api::messages as pb;
 
 pub use crate::bolt::BoltError;
 use crate::{
     bolt::{Bucket, Layout, Pairs, SmallPairs},
-    crc32c::Crc32c,
     history::{History, database_key, database_key_len, database_value, database_value_len},
     mvcc::{Store, VersionRef},
     shared::{RAFT_TERM, Shared},
@@ -49,10 +49,10 @@ pub(crate) fn newest(shared: &Arc<Shared>, member: &Member) -> Option<(i64, Layo
 
 /// A hash of everything but what no client decides, as etcd's `Hash` (server/storage/backend/backend.go).
 pub(crate) fn hash(layout: &Layout) -> Result<u32, ValueError> {
-    let mut crc = Crc32c::default();
+    let mut crc = 0;
     let mut buffer = Vec::new();
     for Bucket { name, pairs } in layout.buckets() {
-        crc.update(name.as_bytes());
+        crc = crc32c_append(crc, name.as_bytes());
         for at in 0..pairs.count() {
             buffer.clear();
             pairs.key(at, &mut buffer);
@@ -60,10 +60,10 @@ pub(crate) fn hash(layout: &Layout) -> Result<u32, ValueError> {
                 continue;
             }
             pairs.value(at, &mut buffer)?;
-            crc.update(&buffer);
+            crc = crc32c_append(crc, &buffer);
         }
     }
-    Ok(crc.sum())
+    Ok(crc)
 }
 
 fn buckets(shared: &Shared, store: &Store, history: History, member: &Member) -> Vec<Bucket> {

@@ -7,6 +7,8 @@ use std::{
     thread::JoinHandle,
 };
 
+use sharded_etcd_shard::with_causes;
+
 use super::{
     IoHook, IoStep, Position, Recovered, WalError, frame,
     release::{self, Released, Releasing},
@@ -355,7 +357,7 @@ impl Wal {
 
     fn take_over(&mut self, released: Released) {
         if let Some(error) = &released.error {
-            let error = crate::committer::explain(error);
+            let error = with_causes(error);
             tracing::error!(error, "old log segments are still there; they are removed with the next ones");
         }
         self.spares.extend(released.spares);

@@ -236,14 +236,7 @@ impl Actor {
                 Effect::FetchPrev(id, events) => {
                     let reading = self.reading.clone();
                     self.spawn(async move {
-                        let outcome = match fetch(&reading, &events).await {
-                            Ok(()) => FetchOutcome::Done,
-                            Err(error) if error.is_compacted() => FetchOutcome::Compacted,
-                            Err(error) => {
-                                tracing::debug!(%error, "previous key-value pairs cannot be read yet");
-                                FetchOutcome::Failed
-                            }
-                        };
+                        let outcome = fetch_all(&reading, &events).await;
                         let _ = reading.inbox.send(Message::Fetched { id, outcome }).await;
                     });
                 }
@@ -342,6 +335,25 @@ impl Actor {
         metrics.watch_lag_revisions.set(lag);
         metrics.watch_events.inc_by(self.merge.events_sent - self.events_counted);
         self.events_counted = self.merge.events_sent;
+    }
+}
+
+async fn fetch_all(reading: &Reading, events: &[Arc<HubEvent>]) -> FetchOutcome {
+    let compacted = reading.ctx.line.cut().compacted;
+    match fetch(reading, events).await {
+        Ok(()) => FetchOutcome::Done,
+        Err(error) if error.is_compacted() => match reading.is_overtaken(compacted).await {
+            Ok(false) => FetchOutcome::Compacted,
+            Ok(true) => FetchOutcome::Failed,
+            Err(error) => {
+                tracing::debug!(%error, "whether previous key-value pairs are compacted cannot be read yet");
+                FetchOutcome::Failed
+            }
+        },
+        Err(error) => {
+            tracing::debug!(%error, "previous key-value pairs cannot be read yet");
+            FetchOutcome::Failed
+        }
     }
 }
 

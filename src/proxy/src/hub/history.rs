@@ -30,9 +30,17 @@ const BATCH_REVISIONS_MAX: usize = 512;
 
 /// Reads the given history of shards up to revision `upto` and hands it to the merge, part by part.
 pub(crate) async fn replay(reading: Reading, replay: ReplayId, shards: Vec<ReplayShard>, upto: i64) {
+    let compacted = reading.ctx.line.cut().compacted;
     let outcome = match run(&reading, replay, shards, upto).await {
         Ok(()) => ReplayOutcome::Done,
-        Err((shard, error)) if error.is_compacted() => ReplayOutcome::Compacted(shard),
+        Err((shard, error)) if error.is_compacted() => match reading.is_overtaken(compacted).await {
+            Ok(true) => ReplayOutcome::Failed,
+            Ok(false) => ReplayOutcome::Compacted(shard),
+            Err(error) => {
+                tracing::warn!(%error, "whether the history of watchers is compacted cannot be read yet");
+                ReplayOutcome::Failed
+            }
+        },
         Err((shard, error)) => {
             tracing::warn!(shard = shard.0, %error, "history for watchers cannot be read yet");
             ReplayOutcome::Failed

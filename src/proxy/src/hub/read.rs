@@ -10,6 +10,7 @@ use sharded_etcd_core::{
     translate::StoredOverride,
 };
 use sharded_etcd_etcd_api::messages as pb;
+use sharded_etcd_line::LineError;
 use sharded_etcd_shard::{Result, Shard, ShardError, WatchStream};
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -48,6 +49,15 @@ pub(crate) struct Reading {
 impl Reading {
     pub(crate) fn translator(&self, shard: ShardIx) -> Translator {
         Translator::new(Arc::clone(&self.ctx), shard, Arc::clone(&self.overrides), Arc::clone(&self.wanted))
+    }
+
+    /// True if the line's compaction is above `compacted`, which was known before a shard answered that something is
+    /// compacted: then that is to be judged again, as at the compaction's very revision nothing older is needed.
+    ///
+    /// # Errors
+    /// As [`sharded_etcd_line::Line::refresh`]: it is not known.
+    pub(crate) async fn is_overtaken(&self, compacted: i64) -> std::result::Result<bool, LineError> {
+        Ok(self.ctx.line.refresh().await?.compacted > compacted)
     }
 }
 

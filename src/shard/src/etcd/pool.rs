@@ -19,6 +19,8 @@ use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 use tonic::{body::Body, codegen::Service};
 
+use crate::with_causes;
+
 use super::{
     EtcdOptions,
     connection::{Connection, Sender},
@@ -128,7 +130,7 @@ impl Shared {
                         request = unsent;
                     }
                     None => {
-                        let (endpoint, error) = (&member.endpoint, describe(&failed.into_error()));
+                        let (endpoint, error) = (&member.endpoint, with_causes(&failed.into_error()));
                         return Err(SendFailure::Lost(format!(
                             "the connection to etcd at {endpoint} broke before an answer came: {error}"
                         )));
@@ -205,18 +207,6 @@ impl Drop for Waiting<'_> {
             self.member.suspend();
         }
     }
-}
-
-/// A hyper error with its sources, as its own text is only a category.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 impl Service<Request<Body>> for Pool {
