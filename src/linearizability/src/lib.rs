@@ -7,7 +7,9 @@
 //! - [`search`] decides it for any sequential model: the search of Wing and Gong (1993) with the cache of Lowe (2017), as
 //!   porcupine does it. It is exponential at worst, so it counts its steps and says [`Verdict::Unknown`] at a bound.
 //! - [`key`] is the model of one key of etcd: puts, deletes, compare-and-set, reads, with revisions and versions. As no
-//!   operation here writes two keys, a store is linearizable if each of its keys is (Herlihy and Wing's locality).
+//!   operation of this model writes two keys, a store is linearizable if each of its keys is (Herlihy and Wing's locality).
+//! - [`store`] is the model of all keys together, with transactions on several of them, reads of several and leases. It needs
+//!   no search, as it is stepped in the order of the revisions that a watch tells.
 //! - [`line`] holds the revisions in the headers of all answers, over all keys, against real time.
 //!
 //! An operation whose outcome is not known (a timeout, a connection that broke) has no end: it may take effect at any
@@ -18,5 +20,6 @@
 pub mod key;
 pub mod line;
 pub mod search;
+pub mod store;
 
 pub use search::{Call, Model, Verdict, check};
