@@ -28,11 +28,15 @@ pub enum Sabotage {
     LoseFragment,
     /// Transactions inside transactions do not compare.
     ForgetNested,
+    /// A drained shard leaves while its history can still be asked for.
+    LeaveWithHistory,
+    /// A shard joins at revision 1, which no read can ask for.
+    JoinAtStart,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::SkipCutWait,
         Self::ReorderMerge,
         Self::DropFence,
@@ -44,6 +48,8 @@ impl Sabotage {
         Self::CutLogTooFar,
         Self::LoseFragment,
         Self::ForgetNested,
+        Self::LeaveWithHistory,
+        Self::JoinAtStart,
     ];
 
     /// True if this thread is to break the protocol so; never in a release.

@@ -5,6 +5,7 @@ use sharded_etcd_core::{
     keyspace::{KeyRange, RESERVED, RangeEntry, ShardIx},
     line::{Entry, Init, Join},
     records::{self, Claim, ClaimState, Claims, FENCE_OPEN, FirstRecord, MapRecord, Record, TopologyId},
+    sabotage::Sabotage,
 };
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_shard::{Shard, ShardError};
@@ -172,7 +173,10 @@ pub async fn bootstrap(
 /// # Errors
 /// [`BootstrapError::Foreign`] if it holds anything, for example the volume of a shard that left.
 pub async fn join(line: &Line, new: &NewShard<'_>) -> Result<(), BootstrapError> {
-    let join = claim(new, &[]).await?;
+    let mut join = claim(new, &[]).await?;
+    if Sabotage::JoinAtStart.is_on() {
+        join.l0 = 1;
+    }
     line.append(&Entry::Join(join)).await?;
     Ok(())
 }

@@ -268,7 +268,8 @@ impl Control {
         let Some(map) = read_map(meta.as_ref()).await.map_err(ManagerError::Meta)? else { return Ok(false) };
         let cut = self.line.at_position(map.mod_revision).await?;
         let Some(entry) = cut.map.by_rid(rid) else { return Ok(false) };
-        if entry.shard == to {
+        // Who wanted this may have been looking at an older line: a shard that left meanwhile is soon deleted.
+        if entry.shard == to || cut.left.get(to.index()).copied().unwrap_or(true) {
             return Ok(false);
         }
         let record = MoveRecord {

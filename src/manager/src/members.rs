@@ -12,6 +12,7 @@ use sharded_etcd_core::{
         self, LEASE_PREFIX, MOVES_PREFIX, MapRecord, MoveRecord, PROXIES_PREFIX, ProxyRecord, Record,
         lease_id_of_key,
     },
+    sabotage::Sabotage,
     topology::{Topology, shard_index, shard_name},
 };
 use sharded_etcd_etcd_api::messages as pb;
@@ -172,7 +173,7 @@ impl Members {
         if left > 0 {
             return Ok(Some(format!("{left} keys on it are still to be deleted")));
         }
-        if compacted < last_flip_away {
+        if compacted < last_flip_away && !Sabotage::LeaveWithHistory.is_on() {
             let patience = self.drain_history_max.saturating_sub(since.elapsed());
             if patience.is_zero() {
                 tracing::info!(

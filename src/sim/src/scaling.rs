@@ -178,12 +178,13 @@ fn operate(world: &Arc<World>) {
     });
 }
 
-/// True once exactly the wanted shards are in the line, and nothing else is there.
+/// True once exactly the wanted shards are in the line, and those that have left are removed.
 pub fn is_done(world: &World) -> bool {
+    let left = world.truth.lock().left();
     let wanted: Vec<String> = (0..world.routing.borrow().wanted).map(shard_name).collect();
     let mut present = world.truth.lock().present();
     present.sort_by_key(|name| sharded_etcd_core::topology::shard_index(name));
-    present == wanted && world.shards_there().len() == wanted.len()
+    present == wanted && world.shards_there().iter().all(|etcd| !left.contains(&etcd.cluster_id))
 }
 
 /// A manager dies, and is started again a little later.

@@ -247,16 +247,14 @@ impl Actor {
         }
     }
 
-    /// No base streams any more for shards that left.
+    /// No base streams any more for shards that left, and nobody waits for them.
     fn stop_those_that_left(&mut self) {
         let left = Arc::clone(&self.reading.ctx.line.cut().left);
-        self.bases.retain(|shard, stop| {
-            let keep = !left.get(shard.index()).copied().unwrap_or(false);
-            if !keep {
-                stop.cancel();
-            }
-            keep
-        });
+        let gone = |shard: &ShardIx| left.get(shard.index()).copied().unwrap_or(false);
+        for (shard, stop) in self.bases.extract_if(.., |shard, _| gone(shard)) {
+            stop.cancel();
+            self.reading.ctx.line.with_fold(|fold| self.merge.left(fold, shard));
+        }
     }
 
     /// Falls asleep or wakes up: all shards are read in another way, from the line's revision on.

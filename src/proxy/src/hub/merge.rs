@@ -335,6 +335,20 @@ impl Merge {
         }
     }
 
+    /// A shard has left the line: what was not read of it never will be. Its history is compacted, so watchers that waited
+    /// for it and need a part of that end, and the others go on.
+    pub(crate) fn left(&mut self, fold: &Fold, shard: ShardIx) {
+        let Some(lane) = self.lanes.get_mut(shard.index()) else { return };
+        let v = fold.shard(shard).map_or(0, |s| s.v);
+        if v > lane.window.ready {
+            lane.window = Window::starting_behind(v);
+        }
+        lane.late = false;
+        for id in std::mem::take(&mut lane.parked) {
+            self.give_turn(id, |wait| wait == Wait::Shard(shard));
+        }
+    }
+
     /// A client stream begins.
     pub(crate) fn open(&mut self, stream: StreamId, room: Arc<Room>) {
         let new = Stream {

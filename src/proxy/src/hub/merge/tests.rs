@@ -539,6 +539,39 @@ fn compaction_is_exact() {
 }
 
 #[test]
+fn nobody_waits_for_a_shard_that_left() {
+    let mut b = Bench::new();
+    let (on_a, on_b) = (b.watch("a", 0), b.watch("x", 0));
+    b.adv(&[(B, 4)]); // 2 and 3, which are never read
+    b.adv(&[(A, 3)]); // 4
+    b.ready(A, &[(3, &["a"])]);
+    let (said, effects) = b.run();
+    let [Effect::Grace(B, ready)] = effects[..] else { panic!("{said:?} {effects:?}") };
+    b.merge.grace_over(B, ready);
+    assert_eq!(b.said(), [format!("{on_a}: a@4 <=4")]);
+    assert_eq!(b.merge.counts(), (2, 1), "the other waits for its shard");
+    let all = KeyRange::new("m", "");
+    b.log(&Entry::Flip(Flip {
+        id: "m1".into(),
+        range: all,
+        rid: Rid::new("b-1"),
+        new_rid: Rid::new("m1"),
+        from: B,
+        to: A,
+        from_local: 4,
+        to_local: 4,
+    })); // 5 and 6
+    b.ready(A, &[(4, &[])]);
+    assert_eq!(b.said(), Vec::<String>::new());
+    b.log(&Entry::Compact(6));
+    b.log(&Entry::Leave(B));
+    assert_eq!(b.said(), Vec::<String>::new());
+    b.merge.left(&b.fold, B);
+    assert_eq!(b.said(), [format!("{on_b} ended 6")]);
+    assert_eq!(b.merge.counts(), (1, 0));
+}
+
+#[test]
 fn a_gap_ends_those_that_need_it_and_nobody_else() {
     let mut b = Bench::new();
     let (on_a, on_b) = (b.watch("a", 0), b.watch("x", 0));
