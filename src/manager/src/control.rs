@@ -190,7 +190,7 @@ impl Control {
             .map(|m| (m.rid.clone(), m.to))
             .collect::<HashMap<Rid, ShardIx>>();
         if let Err(error) = self.tell().await {
-            tracing::debug!(error = %chain(&error), "the next leader is told later what to remember");
+            tracing::debug!(error = %with_causes(&error), "the next leader is told later what to remember");
         }
         let settle = self.options.settle;
         let settled = Arc::clone(&self.settled);
