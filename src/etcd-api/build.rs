@@ -4,6 +4,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let services = std::env::var_os("CARGO_FEATURE_SERVICES").is_some();
     let files = protox::compile(["rpc.proto", "lock.proto", "election.proto", "health.proto"], ["proto"])?;
+    let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    std::fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&files))?;
     tonic_prost_build::configure()
         .bytes(".")
         .build_client(services)

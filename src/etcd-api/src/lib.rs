@@ -3,6 +3,9 @@
 //! All `bytes` fields are [`bytes::Bytes`], so values pass from a socket to a shard without a copy.
 #![allow(missing_docs, clippy::all)]
 
+/// What all messages and services look like: a serialized `google.protobuf.FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// `mvccpb`: keys, values and events.
 pub mod mvccpb {
     include!(concat!(env!("OUT_DIR"), "/mvccpb.rs"));

@@ -8,6 +8,7 @@
 //!
 //! Also what every server has beside its own calls: [`ServerHealth`], [`Recipes`] and [`probes`].
 
+mod gateway;
 mod health;
 mod mailbox;
 mod parts;

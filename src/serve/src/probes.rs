@@ -14,6 +14,8 @@ use futures::future::BoxFuture;
 use sharded_etcd_etcd_api::messages::AlarmType;
 use tonic::Status;
 
+use crate::gateway;
+
 /// A server that is asked how it is.
 pub trait Probed: Send + Sync + 'static {
     /// The alarms that are raised.
@@ -35,7 +37,7 @@ pub trait Probed: Send + Sync + 'static {
     fn release(&self) -> &'static str;
 }
 
-/// A server's gRPC services with the paths beside them. `metrics` gives the text of `/metrics`, in the OpenMetrics format.
+/// A server's gRPC services with the paths beside them, the JSON gateway included. `metrics` gives the text of `/metrics`, in the OpenMetrics format.
 pub fn with_probes<P: Probed>(
     grpc: Router,
     probed: Arc<P>,
@@ -44,8 +46,9 @@ pub fn with_probes<P: Probed>(
     let of = Arc::clone(&probed);
     let scraped = async move |headers: HeaderMap| exposition(&headers, metrics(&of));
     let http = paths(probed).route("/metrics", any(scraped));
-    // Not what the gRPC services have there: it answers 200 to a browser, or to who expects etcd's JSON gateway.
-    grpc.merge(http).fallback(nothing_there)
+    // Not what the gRPC services have there: it answers 200 to a browser.
+    let gateway = gateway::router(grpc.clone());
+    grpc.merge(http).merge(gateway).fallback(nothing_there)
 }
 
 fn paths(probed: Arc<impl Probed>) -> Router {

@@ -82,8 +82,6 @@ async fn an_engine_goes_on_from_the_snapshot_of_another_one() {
     ] {
         assert!(metrics.contains(part), "{part:?} is not in\n{metrics}");
     }
-    let gateway = http(first.port, "/v3/kv/range").await.unwrap();
-    assert!(gateway.starts_with("HTTP/1.0 404"), "there is no JSON gateway: {gateway}");
     first.ctl(&["snapshot", "save", text(&path("snapshot"))]).await;
 
     let restore =

@@ -12,6 +12,7 @@ mod by_hand;
 mod clients;
 mod cluster;
 mod engine;
+mod gateway;
 mod harness;
 mod load;
 mod rebalance;
