@@ -116,6 +116,8 @@ pub(crate) struct BaseStream {
     /// First local revision not read yet.
     next: i64,
     translator: Translator,
+    /// For [`Overrides::told`].
+    stream: u64,
     /// Read, and not yet part of the line.
     ahead: VecDeque<RawRevision>,
     ahead_bytes: usize,
@@ -141,7 +143,9 @@ impl BaseStream {
     /// A base stream from behind a local revision.
     pub(crate) fn behind(reading: Reading, shard: ShardIx, local: i64, phase: Phase, asleep: bool) -> Self {
         let translator = reading.translator(shard);
+        let stream = reading.overrides.begin(shard);
         Self {
+            stream,
             reading,
             shard,
             phase,
@@ -253,7 +257,7 @@ impl BaseStream {
                 && let Some(o) = StoredOverride::from_kv(kv)
             {
                 // Deletions have no value, so are none.
-                self.reading.overrides.put(self.shard, Bytes::copy_from_slice(&key), o.create, Some(o));
+                self.reading.overrides.told(self.stream, self.shard, Bytes::copy_from_slice(&key), o);
             }
         }
         if fence {
@@ -329,6 +333,8 @@ impl BaseStream {
         // they are served. No shard is compacted beyond that; what cannot be read of it all the same is passed over.
         let beyond = if compacted < self.next { v } else { compacted };
         let upto = left.map_or(beyond, |left| left - 1).min(v);
+        // Overrides that were written there are passed over, too.
+        self.stream = self.reading.overrides.begin(self.shard);
         if self.asleep {
             // Fences that were written there are read by whoever waits for one.
             self.next = upto + 1;
