@@ -182,7 +182,9 @@ pub struct ShardManagerArgs {
 }
 
 /// Arguments of `engine`. Its flags have etcd's names as well, and each may be set by `ETCD_<FLAG>` too.
+/// As in etcd, the last of a flag that is given again counts.
 #[derive(Debug, Clone, Args)]
+#[command(args_override_self = true)]
 pub struct EngineArgs {
     /// Something else than to serve.
     #[command(subcommand)]
@@ -530,6 +532,10 @@ mod tests {
         let Command::Engine(args) = cli.unwrap().command else { panic!("another command") };
         assert_eq!(args.listen, ["http://127.0.0.1:1", "http://127.0.0.2:1"]);
         assert_eq!(args.quota_backend_bytes, -1);
+        let cli =
+            Cli::try_parse_from(["sharded-etcd", "engine", "--name=a", "--max-txn-ops", "7", "--name=b"]);
+        let Command::Engine(args) = cli.unwrap().command else { panic!("another command") };
+        assert_eq!((args.name.as_str(), args.max_txn_ops), ("b", 7), "the last one counts");
         let variable = |set: &'static [&'static str], id: &str| {
             let command = Cli::command();
             let engine = command.find_subcommand("engine").unwrap().clone();

@@ -5,19 +5,16 @@
 use std::{fmt::Write as _, io::Write, num::NonZero, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use axum::{
-    Router,
-    extract::State,
-    http::{StatusCode, Uri, header},
-    response::{IntoResponse, Response},
-    routing::get,
-};
+use futures::{FutureExt, future::BoxFuture};
 use sharded_etcd_engine::{
     Engine, EngineConfig, serve,
     snapshot::{self, RestoreOptions},
 };
 use sharded_etcd_etcd_api::messages as pb;
-use sharded_etcd_serve::serve_on_threads;
+use sharded_etcd_serve::{
+    probes::{Probed, with_probes},
+    serve_on_threads,
+};
 use sharded_etcd_shard::Shard;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -56,15 +53,9 @@ pub async fn run(args: EngineArgs) -> Result<()> {
     let engine = Engine::open(config).await?;
     let compactor = retention.map(|retention| tokio::spawn(compact(Arc::clone(&engine), retention)));
 
-    let http = Router::new()
-        .route("/health", get(health))
-        .route("/livez", get(async || "ok\n"))
-        .route("/readyz", get(readyz))
-        .route("/version", get(version))
-        .route("/metrics", get(metrics))
-        .with_state(Arc::clone(&engine));
     let grpc = serve::routes(Arc::clone(&engine), urls.clone(), shutdown.clone());
-    let router = grpc.prepare().into_axum_router().merge(http);
+    let probe = Arc::new(Probe(Arc::clone(&engine)));
+    let router = with_probes(grpc.prepare().into_axum_router(), probe, |probe| probe.0.metrics());
     let server = Server::builder()
         .accept_http1(true)
         .max_concurrent_streams(args.max_concurrent_streams)
@@ -89,48 +80,37 @@ async fn stopped_for(shutdown: CancellationToken, time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-async fn metrics(State(engine): State<Arc<Engine>>) -> Response {
-    let form = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, form)], engine.metrics()).into_response()
-}
+/// How an engine is.
+struct Probe(Arc<Engine>);
 
-/// What is wrong with the engine: an alarm that is not `excluded`, or that it cannot write.
-async fn trouble(engine: &Engine, excluded: &[&str]) -> Option<String> {
-    let (alarms, status) = match (engine.alarm(pb::AlarmRequest::default()).await, engine.status().await) {
-        (Ok(alarms), Ok(status)) => (alarms.alarms, status),
-        (Err(error), _) | (_, Err(error)) => return Some(error.to_string()),
-    };
-    let names = alarms
-        .iter()
-        .map(|alarm| pb::AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |kind| kind.as_str_name()));
-    let alarm = names.filter(|name| !excluded.contains(name)).map(|name| format!("ALARM {name}")).next();
-    // What is not an alarm comes behind them.
-    alarm.or_else(|| status.errors.into_iter().nth(alarms.len()))
-}
-
-/// As etcd's: `?exclude=NOSPACE` leaves an alarm out.
-async fn health(State(engine): State<Arc<Engine>>, uri: Uri) -> Response {
-    let parameters = uri.query().unwrap_or_default().split('&');
-    let excluded: Vec<&str> = parameters.filter_map(|parameter| parameter.strip_prefix("exclude=")).collect();
-    let (code, body) = match trouble(&engine, &excluded).await {
-        None => (StatusCode::OK, serde_json::json!({"health": "true", "reason": ""})),
-        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, serde_json::json!({"health": "false", "reason": why})),
-    };
-    (code, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
-}
-
-/// A full store is ready, as in etcd: it serves reads, and deletes make room.
-async fn readyz(State(engine): State<Arc<Engine>>) -> Response {
-    match trouble(&engine, &["NOSPACE"]).await {
-        None => "ok\n".into_response(),
-        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+impl Probe {
+    async fn alarms_and_trouble(&self) -> Result<(Vec<pb::AlarmType>, Option<String>), String> {
+        let alarms =
+            self.0.alarm(pb::AlarmRequest::default()).await.map_err(|error| error.to_string())?.alarms;
+        let status = self.0.status().await.map_err(|error| error.to_string())?;
+        // What is not an alarm comes behind them.
+        let trouble = status.errors.into_iter().nth(alarms.len());
+        Ok((alarms.iter().map(pb::AlarmMember::alarm).collect(), trouble))
     }
 }
 
-async fn version() -> Response {
-    let etcd = sharded_etcd_engine::ETCD_VERSION;
-    let body = serde_json::json!({"etcdserver": etcd, "etcdcluster": etcd, "storage": "3.7.0"});
-    ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+impl Probed for Probe {
+    fn alarms(&self) -> BoxFuture<'_, Result<Vec<pb::AlarmType>, String>> {
+        async { Ok(self.alarms_and_trouble().await?.0) }.boxed()
+    }
+
+    /// It reads what it has whatever happens to its disk.
+    fn lives(&self) -> BoxFuture<'_, Result<(), String>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn serves(&self) -> BoxFuture<'_, Result<(), String>> {
+        async { self.alarms_and_trouble().await?.1.map_or(Ok(()), Err) }.boxed()
+    }
+
+    fn release(&self) -> &'static str {
+        sharded_etcd_engine::ETCD_VERSION
+    }
 }
 
 /// Compacts again and again.
@@ -212,28 +192,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_full_engine_is_not_healthy_and_ready_and_a_corrupt_one_neither() {
+    async fn an_engine_tells_its_alarms_and_serves_with_them() {
         let dir = tempfile::tempdir().unwrap();
         let engine = Engine::open(EngineConfig::new(dir.path(), "health")).await.unwrap();
-        let codes = async |query: &str| {
-            let uri = Uri::try_from(format!("/health{query}")).unwrap();
-            let health = health(State(Arc::clone(&engine)), uri).await.status().as_u16();
-            (health, readyz(State(Arc::clone(&engine))).await.status().as_u16())
-        };
-        let alarm = async |action: i32, alarm: pb::AlarmType| {
-            let request = pb::AlarmRequest { action, member_id: 0, alarm: alarm.into() };
+        let probe = Probe(Arc::clone(&engine));
+        assert_eq!(probe.alarms().await, Ok(vec![]));
+        for alarm in [pb::AlarmType::Nospace, pb::AlarmType::Corrupt] {
+            let request = pb::AlarmRequest { action: 1, member_id: 0, alarm: alarm.into() };
             engine.alarm(request).await.unwrap();
-        };
-        assert_eq!(codes("").await, (200, 200));
-        alarm(1, pb::AlarmType::Nospace).await;
-        assert_eq!(codes("").await, (503, 200));
-        assert_eq!(codes("?serializable=true&exclude=NOSPACE").await, (200, 200));
-        assert_eq!(trouble(&engine, &[]).await.as_deref(), Some("ALARM NOSPACE"));
-        alarm(1, pb::AlarmType::Corrupt).await;
-        assert_eq!(codes("?exclude=NOSPACE").await, (503, 503));
-        alarm(2, pb::AlarmType::Corrupt).await;
-        alarm(2, pb::AlarmType::Nospace).await;
-        assert_eq!(codes("").await, (200, 200));
+        }
+        assert_eq!(probe.alarms().await, Ok(vec![pb::AlarmType::Nospace, pb::AlarmType::Corrupt]));
+        assert_eq!((probe.lives().await, probe.serves().await), (Ok(()), Ok(())));
     }
 
     #[tokio::test]

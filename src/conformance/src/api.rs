@@ -2,9 +2,14 @@
 
 use std::time::Duration;
 
-use sharded_etcd_etcd_api::etcdserverpb::{
-    auth_client::AuthClient, cluster_client::ClusterClient, kv_client::KvClient, lease_client::LeaseClient,
-    maintenance_client::MaintenanceClient, watch_client::WatchClient,
+use sharded_etcd_etcd_api::{
+    etcdserverpb::{
+        auth_client::AuthClient, cluster_client::ClusterClient, kv_client::KvClient,
+        lease_client::LeaseClient, maintenance_client::MaintenanceClient, watch_client::WatchClient,
+    },
+    health::health_client::HealthClient,
+    v3electionpb::election_client::ElectionClient,
+    v3lockpb::lock_client::LockClient,
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -28,6 +33,12 @@ pub struct Api {
     pub maintenance: MaintenanceClient<Channel>,
     /// `etcdserverpb.Auth`.
     pub auth: AuthClient<Channel>,
+    /// `v3lockpb.Lock`.
+    pub lock: LockClient<Channel>,
+    /// `v3electionpb.Election`.
+    pub election: ElectionClient<Channel>,
+    /// `grpc.health.v1.Health`.
+    pub health: HealthClient<Channel>,
 }
 
 impl Api {
@@ -58,7 +69,10 @@ impl Api {
             lease: LeaseClient::new(channel.clone()).max_decoding_message_size(max),
             cluster: ClusterClient::new(channel.clone()),
             maintenance: MaintenanceClient::new(channel.clone()).max_decoding_message_size(max),
-            auth: AuthClient::new(channel),
+            auth: AuthClient::new(channel.clone()),
+            lock: LockClient::new(channel.clone()),
+            election: ElectionClient::new(channel.clone()),
+            health: HealthClient::new(channel),
         }
     }
 }

@@ -40,7 +40,7 @@ fn observe(shards: u32, ranges: u32, owner: impl Fn(u32) -> u32) -> Observation 
         moving_to: None,
         moved_recently: false,
     };
-    let shard = |i| ShardView { name: shard_name(i), state: ShardState::Active };
+    let shard = |i| ShardView { name: shard_name(i), state: ShardState::Active, used_bytes: 0 };
     Observation {
         generation: 1,
         shards: (0..shards).map(shard).collect(),

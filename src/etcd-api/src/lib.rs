@@ -18,6 +18,21 @@ pub mod etcdserverpb {
     include!(concat!(env!("OUT_DIR"), "/etcdserverpb.rs"));
 }
 
+/// `v3lockpb`: etcd's lock service.
+pub mod v3lockpb {
+    include!(concat!(env!("OUT_DIR"), "/v3lockpb.rs"));
+}
+
+/// `v3electionpb`: etcd's election service.
+pub mod v3electionpb {
+    include!(concat!(env!("OUT_DIR"), "/v3electionpb.rs"));
+}
+
+/// `grpc.health.v1`: the health service that gRPC clients and probes ask.
+pub mod health {
+    include!(concat!(env!("OUT_DIR"), "/grpc.health.v1.rs"));
+}
+
 /// The messages most code wants, in one place.
 pub mod messages {
     pub use crate::etcdserverpb::{

@@ -76,10 +76,15 @@ impl Control {
             }
             Next::Abort(rids) => {
                 self.orders.answer(stored, OrderState::Running, "aborting".to_owned()).await?;
+                // Written down before it is decided: a leader that takes over in between finds the order still open, and one
+                // that takes over later knows that the move is not to be made again.
+                for moving in scene.moves.iter().filter(|m| rids.contains(&m.rid)) {
+                    self.resting.aborted_by_hand(&moving.range, Instant::now());
+                }
+                self.tell().await?;
                 for rid in rids {
                     if let Some(range) = self.orders.abort_move(&rid).await? {
                         tracing::info!(%rid, %range, "move is aborted by hand");
-                        self.resting.aborted_by_hand(&range, Instant::now());
                     }
                 }
                 if let Order::Abort { range } = order {

@@ -172,7 +172,8 @@ impl Control {
     async fn tick(&mut self, topology: &Topology) -> Result<bool> {
         self.throttle.set(topology.rebalance.bytes_per_second_max);
         if !self.recalled {
-            self.sizes.loads().recall().await?;
+            let aborted = self.sizes.loads().recall().await?;
+            self.resting.recall(&aborted, Instant::now());
             self.recalled = true;
         }
         let joins = self.members.join(topology).await;
@@ -188,7 +189,9 @@ impl Control {
             .filter(|m| m.phase != MovePhase::Flipped)
             .map(|m| (m.rid.clone(), m.to))
             .collect::<HashMap<Rid, ShardIx>>();
-        self.sizes.loads().tell().await;
+        if let Err(error) = self.tell().await {
+            tracing::debug!(error = %with_causes(&error), "the next leader is told later what to remember");
+        }
         let settle = self.options.settle;
         let settled = Arc::clone(&self.settled);
         settled.lock().retain(|_, at| at.elapsed() < settle);
@@ -214,6 +217,14 @@ impl Control {
         acted |= leaves.iter().any(|(_, waiting)| waiting.is_none());
         self.publish(topology, (&plan, &approved), &joins, &leaves, failures, &moves).await;
         Ok(acted)
+    }
+
+    /// Tells the next leader what it has to remember.
+    ///
+    /// # Errors
+    /// If meta does not take it.
+    pub(crate) async fn tell(&self) -> Result<()> {
+        self.sizes.loads().tell(self.resting.told(Instant::now())).await
     }
 
     /// Splits and merges that somebody began are finished before anything is planned on them.

@@ -9,7 +9,7 @@ use sharded_etcd_core::{
     load::{Folded, HotKey, Memory, Rates, Share, cuts_with_work},
     moves::ops,
     placement::{CutPoint, RangeView},
-    records::{LOAD_PREFIX, LoadRecord, MEMORY, MemoryRecord, Record},
+    records::{LOAD_PREFIX, LoadRecord, MEMORY, MemoryRecord, RangeAborted, Record},
 };
 use sharded_etcd_line::{Cut, Line};
 use tokio::time::Instant;
@@ -108,54 +108,62 @@ impl Loads {
     }
 
     /// Takes over what the leader before remembered: once in a term, before anything is planned. What a newer release wrote is
-    /// passed over: without it something may move too soon, and with an error nothing would be done at all.
+    /// passed over: without it something may move too soon, and with an error nothing would be done at all. Gives the moves
+    /// that people aborted.
     ///
     /// # Errors
     /// If meta does not answer.
-    pub(crate) async fn recall(&self) -> Result<()> {
+    pub(crate) async fn recall(&self) -> Result<Vec<RangeAborted>> {
         let answer =
             self.line.meta().range(get(Bytes::from_static(MEMORY))).await.map_err(ManagerError::Meta)?;
-        let Some(kv) = answer.kvs.first() else { return Ok(()) };
+        let Some(kv) = answer.kvs.first() else { return Ok(Vec::new()) };
         let told = match MemoryRecord::decode(&kv.value) {
             Ok(told) => told,
             Err(error) => {
                 tracing::warn!(%error, "what the leader before remembered is passed over");
-                return Ok(());
+                return Ok(Vec::new());
             }
         };
+        let aborted = told.aborted.clone();
         let mut state = self.state.lock();
         let now = state.began.elapsed();
         state.memory.recall(&told, now);
         state.told = Some((Instant::now(), told));
-        Ok(())
+        Ok(aborted)
     }
 
-    /// Tells the next leader what it has to remember, if it does not know. If meta does not take it, it is told in the next
-    /// round.
-    pub(crate) async fn tell(&self) {
+    /// Tells the next leader what it has to remember, if it does not know, with the moves that people `aborted`.
+    ///
+    /// # Errors
+    /// If meta does not take it: it is told in the next round.
+    pub(crate) async fn tell(&self, aborted: Vec<RangeAborted>) -> Result<()> {
         let memory = {
             let state = self.state.lock();
-            let memory = state.memory.told(state.began.elapsed());
+            let memory = MemoryRecord { aborted, ..state.memory.told(state.began.elapsed()) };
             let is_known = match &state.told {
                 None => memory == MemoryRecord::default(),
                 Some((at, told)) => {
                     let moves = |record: &MemoryRecord| -> Vec<_> {
                         record.rests.iter().map(|rest| (rest.range.clone(), rest.times)).collect()
                     };
-                    moves(told) == moves(&memory) && (*told == memory || at.elapsed() < TELL_INTERVAL)
+                    let by_hand = |record: &MemoryRecord| -> Vec<KeyRange> {
+                        record.aborted.iter().map(|aborted| aborted.range.clone()).collect()
+                    };
+                    let is_same = moves(told) == moves(&memory) && by_hand(told) == by_hand(&memory);
+                    is_same && (*told == memory || at.elapsed() < TELL_INTERVAL)
                 }
             };
             if is_known {
-                return;
+                return Ok(());
             }
             memory
         };
         let put = ops::put(Bytes::from_static(MEMORY), memory.encode());
-        match tokio::time::timeout(WAIT, self.line.meta().txn(ops::txn(Vec::new(), vec![put]))).await {
-            Ok(Ok(_)) => self.state.lock().told = Some((Instant::now(), memory)),
-            Ok(Err(error)) => tracing::debug!(%error, "the next leader is told later what to remember"),
-            Err(_) => {}
-        }
+        let answer = tokio::time::timeout(WAIT, self.line.meta().txn(ops::txn(Vec::new(), vec![put]))).await;
+        let slow = ManagerError::Slow { what: "writing down what is remembered", ms: WAIT.as_millis() };
+        answer.map_err(|_| slow)?.map_err(ManagerError::Meta)?;
+        self.state.lock().told = Some((Instant::now(), memory));
+        Ok(())
     }
 
     /// These keys were moved: they rest.

@@ -212,13 +212,13 @@ async fn the_next_leader_is_told_what_to_remember() {
     let world = World::new().await;
     let (first, next) = (world.loads(), world.loads());
     first.recall().await.unwrap();
-    first.tell().await;
+    first.tell(Vec::new()).await.unwrap();
     assert!(world.meta.range(ops::range_request(&KeyRange::prefix(MEMORY))).await.unwrap().kvs.is_empty());
     world.tells(1, &[("", "m", 1000, 0)], &[]).await;
     read(&first).await;
     assert_eq!(seen(&world, &first, 0).work, 1000);
     first.moved(&KeyRange::new("", "m"));
-    first.tell().await;
+    first.tell(Vec::new()).await.unwrap();
     let told = world.told().await;
     assert_eq!(told.rests.len(), 1);
     assert_eq!((told.rests[0].range.end.as_ref(), told.rests[0].times), (b"m".as_slice(), 1));
@@ -226,7 +226,7 @@ async fn the_next_leader_is_told_what_to_remember() {
     let written = |loads: &Loads| loads.state.lock().told.as_ref().map(|(at, _)| *at);
     first.state.lock().told.as_mut().unwrap().0 += Duration::from_secs(3600);
     let at = written(&first);
-    first.tell().await;
+    first.tell(Vec::new()).await.unwrap();
     assert_eq!(written(&first), at);
     // The load has gone meanwhile; the next one knows of it, and of the move.
     world.tells(1, &[("", "m", 0, 0)], &[]).await;
@@ -237,8 +237,15 @@ async fn the_next_leader_is_told_what_to_remember() {
     assert!(known.rests && known.work >= 500, "{known:?}");
     // And told again when it is old, or another move is over.
     next.moved(&KeyRange::new("m", ""));
-    next.tell().await;
+    next.tell(Vec::new()).await.unwrap();
     assert_eq!(world.told().await.rests.len(), 2);
+    // What people aborted goes along, and is told at once.
+    let aborted = vec![RangeAborted { range: KeyRange::new("m", "q"), rest_s: 600 }];
+    next.tell(aborted.clone()).await.unwrap();
+    assert_eq!(world.told().await.aborted, aborted);
+    assert_eq!(world.loads().recall().await.unwrap(), aborted);
+    next.tell(Vec::new()).await.unwrap();
+    assert!(world.told().await.aborted.is_empty());
     // A record of a newer release is not guessed at, and stops nobody.
     world.put(Bytes::from_static(MEMORY), Bytes::from_static(br#"{"v":99,"rests":[],"peaks":[]}"#)).await;
     let last = world.loads();

@@ -3,13 +3,17 @@
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use sharded_etcd_core::{keyspace::KeyRange, placement::Wait};
+use sharded_etcd_core::{keyspace::KeyRange, placement::Wait, records::RangeAborted};
 use tokio::time::Instant;
 
 /// First and longest rest after a move that was aborted.
 const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Rest after one that a person aborted.
 const REST_BY_HAND: Duration = Duration::from_secs(600);
+/// Ranges whose move a person aborted that are remembered; beyond that the oldest is forgotten.
+const BY_HAND_MAX: usize = 256;
+/// Bytes of their keys that the next leader is told; beyond that the oldest are left out.
+const TOLD_BYTES_MAX: usize = 64 << 10;
 
 #[derive(Debug)]
 struct Rest {
@@ -19,7 +23,7 @@ struct Rest {
     by_hand: bool,
 }
 
-/// The ranges that rest; as many as moves were aborted in ten minutes at most.
+/// The ranges that rest; as many as moves were aborted in ten minutes at most, and a bounded number of them by people.
 #[derive(Debug, Default)]
 pub(crate) struct Resting(Mutex<Vec<Rest>>);
 
@@ -41,8 +45,45 @@ impl Resting {
     pub(crate) fn aborted_by_hand(&self, range: &KeyRange, now: Instant) {
         let mut list = self.tidy(now);
         list.retain(|r| r.range != *range);
+        if list.iter().filter(|r| r.by_hand).count() >= BY_HAND_MAX
+            && let Some(oldest) = list.iter().position(|r| r.by_hand)
+        {
+            list.remove(oldest);
+        }
         let until = now + REST_BY_HAND;
         list.push(Rest { range: range.clone(), times: 1, until, by_hand: true });
+    }
+
+    /// The moves that people aborted, for the next leader; the others it may try a little too early.
+    pub(crate) fn told(&self, now: Instant) -> Vec<RangeAborted> {
+        let list = self.0.lock();
+        let mut bytes = 0;
+        let newest_first = list.iter().rev().filter(|r| r.by_hand && now < r.until).take_while(|r| {
+            bytes += r.range.start.len() + r.range.end.len();
+            bytes <= TOLD_BYTES_MAX
+        });
+        let mut told: Vec<RangeAborted> = newest_first
+            .map(|r| RangeAborted {
+                range: r.range.clone(),
+                rest_s: r.until.saturating_duration_since(now).as_millis().div_ceil(1000) as u64,
+            })
+            .collect();
+        told.reverse();
+        told
+    }
+
+    /// Takes over what the leader before was told by people. It goes on as if no time had passed since it was written, which
+    /// is a minute at most while somebody leads.
+    pub(crate) fn recall(&self, told: &[RangeAborted], now: Instant) {
+        let spare = told.len().saturating_sub(BY_HAND_MAX);
+        for RangeAborted { range, rest_s } in &told[spare..] {
+            let mut list = self.tidy(now);
+            if list.iter().any(|r| r.range == *range) {
+                continue;
+            }
+            let until = now + Duration::from_secs(*rest_s).min(REST_BY_HAND);
+            list.push(Rest { range: range.clone(), times: 1, until, by_hand: true });
+        }
     }
 
     /// The range was moved, or a person asks for it to be.
@@ -114,5 +155,46 @@ mod tests {
         assert!(resting.waits(later)[0].reason.contains("by hand"));
         resting.clear(&range);
         assert!(!resting.rests(&range, later) && resting.waits(later).is_empty());
+    }
+
+    #[test]
+    fn the_next_leader_knows_what_people_aborted() {
+        let (resting, range) = (Resting::default(), KeyRange::new("a", "b"));
+        let now = Instant::now();
+        resting.aborted(&KeyRange::new("x", "y"), now);
+        resting.aborted_by_hand(&range, now);
+        let told = resting.told(now + Duration::from_secs(100));
+        assert_eq!(told, [RangeAborted { range: range.clone(), rest_s: 500 }]);
+        let (next, later) = (Resting::default(), now + Duration::from_secs(5000));
+        next.recall(&told, later);
+        next.recall(&told, later);
+        assert!(next.rests(&range, later + Duration::from_secs(499)));
+        assert!(!next.rests(&range, later + Duration::from_secs(500)));
+        assert!(next.waits(later)[0].reason.contains("by hand") && next.waits(later).len() == 1);
+        // A person may think again.
+        next.clear(&range);
+        assert!(next.told(later).is_empty());
+    }
+
+    #[test]
+    fn what_is_remembered_and_told_is_bounded() {
+        let resting = Resting::default();
+        let now = Instant::now();
+        let range =
+            |i: usize, long: usize| KeyRange::new(format!("{i:05}{}", "k".repeat(long)), format!("{i:05}~"));
+        (0..1000).for_each(|i| resting.aborted_by_hand(&range(i, 0), now));
+        let told = resting.told(now);
+        assert_eq!(told.len(), BY_HAND_MAX);
+        assert_eq!(told[BY_HAND_MAX - 1].range, range(999, 0), "the newest are kept");
+        (0..100).for_each(|i| resting.aborted_by_hand(&range(i, 2000), now));
+        let told = resting.told(now);
+        assert!(told.len() < 40 && told.len() > 20, "{}", told.len());
+        // Nonsense does no harm.
+        let nonsense: Vec<_> =
+            (0..5000).map(|i| RangeAborted { range: range(i, 0), rest_s: u64::MAX }).collect();
+        let next = Resting::default();
+        next.recall(&nonsense, now);
+        assert_eq!(next.told(now).len(), BY_HAND_MAX);
+        assert!(!next.rests(&KeyRange::whole(), now + REST_BY_HAND));
     }
 }

@@ -66,6 +66,8 @@ pub struct Sizes {
     made_for: Mutex<Option<(Rules, Vec<Bytes>)>>,
     /// Shards that did not answer at the last look, with the reason.
     unreachable: Mutex<HashMap<ShardIx, String>>,
+    /// Bytes that the shards' databases had in use at the last look.
+    used: Mutex<HashMap<ShardIx, u64>>,
 }
 
 impl Sizes {
@@ -78,6 +80,7 @@ impl Sizes {
             known: Mutex::default(),
             made_for: Mutex::default(),
             unreachable: Mutex::default(),
+            used: Mutex::default(),
         })
     }
 
@@ -134,7 +137,8 @@ impl Sizes {
         let reach = async {
             let shard = self.shards.get(ix).await?;
             // Also asked of a shard without ranges: does it answer?
-            shard.status().await?;
+            let status = shard.status().await?;
+            self.used.lock().insert(ix, u64::try_from(status.db_size_in_use).unwrap_or(0));
             Ok::<_, ShardError>(shard)
         };
         let slow = |_| format!("{}: no answer within {} s", cut.name(ix), SHARD_WAIT.as_secs());
@@ -271,13 +275,14 @@ impl Sizes {
         Observation {
             generation: cut.map.generation,
             ranges: ranges.collect(),
-            shards: shard_views(&cut, topology, &unreachable),
+            shards: shard_views(&cut, topology, &unreachable, &self.used.lock()),
         }
     }
 
     /// Takes over what another one knows, so that only what is missing has to be read.
     pub(crate) fn adopt(&self, other: &Self) {
         *self.known.lock() = other.known.lock().clone();
+        *self.used.lock() = other.used.lock().clone();
         *self.made_for.lock() = other.made_for.lock().clone();
         self.loads.adopt(&other.loads);
     }
@@ -312,7 +317,12 @@ impl Sizes {
     }
 }
 
-fn shard_views(cut: &Cut, topology: &Topology, unreachable: &HashMap<ShardIx, String>) -> Vec<ShardView> {
+fn shard_views(
+    cut: &Cut,
+    topology: &Topology,
+    unreachable: &HashMap<ShardIx, String>,
+    used: &HashMap<ShardIx, u64>,
+) -> Vec<ShardView> {
     let mut views: Vec<ShardView> = Vec::new();
     for (i, name) in cut.names.iter().enumerate() {
         if cut.left[i] {
@@ -325,12 +335,16 @@ fn shard_views(cut: &Cut, topology: &Topology, unreachable: &HashMap<ShardIx, St
             (false, true) => ShardState::Active,
             (false, false) => ShardState::Draining,
         };
-        views.push(ShardView { name: name.to_string(), state });
+        views.push(ShardView {
+            name: name.to_string(),
+            state,
+            used_bytes: used.get(&ix).copied().unwrap_or(0),
+        });
     }
     for index in 0..topology.shards {
         let name = shard_name(index);
         if !views.iter().any(|v| v.name == name) {
-            views.push(ShardView { name, state: ShardState::Joining });
+            views.push(ShardView { name, state: ShardState::Joining, used_bytes: 0 });
         }
     }
     views

@@ -246,6 +246,28 @@ async fn a_move_that_is_aborted_does_not_come_again() {
     assert_eq!(hand.owners(), before);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_that_is_aborted_does_not_come_again_under_the_next_leader() {
+    let hand = Hand::new(RebalanceMode::Automatic, 500).await;
+    let (failpoints, reached) = stuck_before_the_close();
+    let first = hand.manager(failpoints);
+    comes(&reached).await;
+    let before = hand.owners();
+    let (state, message) = hand.over(Order::Abort { range: KeyRange::whole() }).await;
+    assert_eq!(state, OrderState::Done, "{message}");
+    first.close().await;
+    // It makes a plan, and says why it does not begin.
+    let second = hand.manager(Failpoints::default());
+    let mut status = second.status();
+    let waits = status.wait_for(|s| {
+        s.leading && s.complete && s.waits.iter().any(|wait| wait.reason.contains("aborted by hand"))
+    });
+    tokio::time::timeout(Duration::from_secs(20), waits).await.unwrap().unwrap();
+    assert!(second.status().borrow().moves.is_empty());
+    second.close().await;
+    assert_eq!(hand.owners(), before);
+}
+
 /// The id of the plan that waits for its approval.
 async fn plan_that_waits(manager: &Manager) -> String {
     let waits = |s: &ManagerStatus| {

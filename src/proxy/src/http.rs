@@ -2,32 +2,41 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Router,
-    extract::State,
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-    routing::get,
-};
+use axum::Router;
+use futures::{FutureExt, future::BoxFuture};
+use sharded_etcd_etcd_api::messages::AlarmType;
+use sharded_etcd_serve::probes::{Probed, with_probes};
 
-use crate::{
-    context::Context,
-    metrics::OfShard,
-    services::{CLUSTER_VERSION, ETCD_VERSION},
-};
+use crate::{context::Context, metrics::OfShard, services::ETCD_VERSION};
 
 /// A health check that takes longer has failed. etcd's own is the request time-out, 7 s; probes give up before.
 const CHECK_MAX: Duration = Duration::from_secs(2);
 
-/// The paths.
-pub fn router(ctx: Arc<Context>) -> Router {
-    Router::new()
-        .route("/health", get(health))
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
-        .route("/version", get(version))
-        .route("/metrics", get(metrics))
-        .with_state(ctx)
+/// The gRPC services with what is beside them.
+pub fn with_http(grpc: Router, ctx: Arc<Context>) -> Router {
+    with_probes(grpc, Arc::new(Probe(ctx)), |probe| metrics(&probe.0))
+}
+
+/// How a proxy is.
+struct Probe(Arc<Context>);
+
+impl Probed for Probe {
+    /// None: alarms are of shards, each of which stops its own writes only.
+    fn alarms(&self) -> BoxFuture<'_, Result<Vec<AlarmType>, String>> {
+        async { Ok(Vec::new()) }.boxed()
+    }
+
+    fn lives(&self) -> BoxFuture<'_, Result<(), String>> {
+        async { self.0.line.broken().map_or(Ok(()), Err) }.boxed()
+    }
+
+    fn serves(&self) -> BoxFuture<'_, Result<(), String>> {
+        async { trouble(&self.0).await.map_or(Ok(()), Err) }.boxed()
+    }
+
+    fn release(&self) -> &'static str {
+        ETCD_VERSION
+    }
 }
 
 /// Why this proxy cannot serve, if so: the line is unusable, or meta does not answer. A shard that is away does not
@@ -46,36 +55,7 @@ async fn trouble(ctx: &Context) -> Option<String> {
     }
 }
 
-async fn health(State(ctx): State<Arc<Context>>) -> Response {
-    let (code, body) = match trouble(&ctx).await {
-        None => (StatusCode::OK, serde_json::json!({"health": "true", "reason": ""})),
-        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, serde_json::json!({"health": "false", "reason": why})),
-    };
-    (code, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
-}
-
-async fn livez(State(ctx): State<Arc<Context>>) -> Response {
-    match ctx.line.broken() {
-        None => "ok\n".into_response(),
-        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
-    }
-}
-
-async fn readyz(State(ctx): State<Arc<Context>>) -> Response {
-    match trouble(&ctx).await {
-        None => "ok\n".into_response(),
-        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
-    }
-}
-
-async fn version() -> Response {
-    let body = serde_json::json!({
-        "etcdserver": ETCD_VERSION, "etcdcluster": CLUSTER_VERSION, "storage": CLUSTER_VERSION,
-    });
-    ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
-}
-
-async fn metrics(State(ctx): State<Arc<Context>>) -> Response {
+fn metrics(ctx: &Context) -> String {
     let m = &ctx.metrics;
     let cut = ctx.line.cut();
     m.line_revision.set(cut.revision);
@@ -89,6 +69,5 @@ async fn metrics(State(ctx): State<Arc<Context>>) -> Response {
         let is = quarantined.iter().any(|(ix, _)| ix.index() == i);
         m.quarantined.get_or_create(&OfShard { shard: name.to_string() }).set(i64::from(is));
     }
-    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], m.encode())
-        .into_response()
+    m.encode()
 }

@@ -11,7 +11,7 @@ use sharded_etcd_line::{
     Line, Shards,
     upkeep::{Caretaker, follow_up},
 };
-use sharded_etcd_serve::{ServeError, serve_on_threads};
+use sharded_etcd_serve::{Recipes, ServeError, ServerHealth, serve_on_threads};
 use sharded_etcd_shard::ShardError;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -181,6 +181,12 @@ impl Proxy {
         let maintenance =
             MaintenanceServer::new(MaintenanceService::new(c(), Arc::clone(&self.registration)));
         let auth = AuthServer::new(AuthService::new(c()));
+        let recipes = Recipes::new(
+            Arc::new(KvService::new(c(), Arc::clone(&self.kv))),
+            Arc::new(WatchService::new(c(), Arc::clone(&self.hub))),
+            Arc::new(LeaseService::new(c(), Arc::clone(&self.leases))),
+        );
+        let health = ServerHealth::new(ctx.draining.clone(), ctx.shutdown.clone());
         let router = extra
             .add_service(kv)
             .add_service(watch)
@@ -188,9 +194,12 @@ impl Proxy {
             .add_service(cluster)
             .add_service(maintenance)
             .add_service(auth)
+            .add_service(recipes.lock_server().max_decoding_message_size(decode_max))
+            .add_service(recipes.election_server().max_decoding_message_size(decode_max))
+            .add_service(health.server())
             .prepare()
-            .into_axum_router()
-            .merge(http::router(c()));
+            .into_axum_router();
+        let router = http::with_http(router, c());
         let server = Server::builder()
             .accept_http1(true)
             .max_concurrent_streams(Some(u32::MAX >> 1))

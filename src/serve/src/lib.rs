@@ -5,11 +5,19 @@
 //! another thread. So [`serve_on_threads`] keeps a connection where it is, and a [`Mailbox`] brings what other threads
 //! have for it with one wake-up for many answers.
 
+//!
+//! Also what every server has beside its own calls: [`ServerHealth`], [`Recipes`] and [`probes`].
+
+mod health;
 mod mailbox;
 mod parts;
+pub mod probes;
+mod recipes;
 mod threads;
 mod too_large;
 
+pub use health::ServerHealth;
 pub use mailbox::{Asker, Mailbox, Round, ask, home, thread};
 pub use parts::in_parts;
+pub use recipes::Recipes;
 pub use threads::{ServeError, serve_on_threads};

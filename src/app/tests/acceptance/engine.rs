@@ -73,7 +73,8 @@ async fn an_engine_goes_on_from_the_snapshot_of_another_one() {
     assert!(first.ctl(&["member", "list"]).await.contains("first"));
     let metrics = http(first.port, "/metrics").await.unwrap();
     for part in [
-        "content-type: application/openmetrics-text",
+        "content-type: text/plain; version=0.0.4",
+        "\n# TYPE etcd_mvcc_put_total counter\netcd_mvcc_put_total 2\n",
         "\netcd_server_has_leader 1\n",
         "\netcd_server_quota_backend_bytes 4194304\n",
         "\netcd_debugging_mvcc_current_revision 3\n",
@@ -81,6 +82,8 @@ async fn an_engine_goes_on_from_the_snapshot_of_another_one() {
     ] {
         assert!(metrics.contains(part), "{part:?} is not in\n{metrics}");
     }
+    let gateway = http(first.port, "/v3/kv/range").await.unwrap();
+    assert!(gateway.starts_with("HTTP/1.0 404"), "there is no JSON gateway: {gateway}");
     first.ctl(&["snapshot", "save", text(&path("snapshot"))]).await;
 
     let restore =

@@ -4,8 +4,11 @@ mod auth;
 mod cluster;
 mod compact;
 mod delete;
+mod election;
+mod health;
 mod lease;
 mod limits;
+mod lock;
 mod maintenance;
 mod put;
 mod range;
@@ -32,6 +35,9 @@ pub fn suite() -> Suite {
     auth::add(&mut suite);
     limits::add(&mut suite);
     recipes::add(&mut suite);
+    lock::add(&mut suite);
+    election::add(&mut suite);
+    health::add(&mut suite);
     compact::add(&mut suite);
     suite
 }

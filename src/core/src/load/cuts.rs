@@ -9,7 +9,10 @@ use crate::{
 
 /// The cut points that a scan of `range` found, with what work lies before each, and more of them around the sampled
 /// keys (sorted; others than those of the range are passed over): before and behind each that may be parted from what is
-/// around it. What keys and bytes lie before those is not known; they are put evenly between the scan's.
+/// around it. What keys and bytes lie before those is not known: all that the scan found between two of its points is
+/// taken to lie where the sampled keys between them do. Where the scan found every point there is, that is so; else a hot
+/// piece is taken for larger than it is, rather than for smaller: what looks smaller than it is would be split off for a
+/// gain that is not there once it is counted.
 ///
 /// `keys`, `bytes` and `work` are those of the whole range. Without samples work lies where keys are.
 pub fn cuts_with_work(
@@ -24,7 +27,7 @@ pub fn cuts_with_work(
     let inside = sampled[from..].partition_point(|(key, _)| range.contains(key));
     let sampled = &sampled[from..from + inside];
     let mut made: Vec<CutPoint> = Vec::with_capacity(cuts.len() + 2 * sampled.len());
-    let mut lower = (0, 0);
+    let (mut lower, mut begin) = ((0, 0), 0);
     let mut around = boundaries(range, sampled, rules).into_iter().peekable();
     for cut in cuts.iter().map(Some).chain([None]) {
         let upper = cut.map_or((keys, bytes), |cut| (cut.keys_before, cut.bytes_before));
@@ -34,14 +37,20 @@ pub fn cuts_with_work(
                 between.push(at);
             }
         }
+        let end = sampled.partition_point(|(key, _)| cut.is_none_or(|cut| *key < cut.at));
+        let in_slice = &sampled[begin..end.max(begin)];
         let parts = between.len() as u64 + 1;
         for (at, nth) in between.into_iter().zip(1..) {
-            let put = |low: u64, high: u64| low + part(high.saturating_sub(low), nth, parts);
+            let (before, of) = match in_slice.len() as u64 {
+                0 => (nth, parts),
+                n => (in_slice.partition_point(|(key, _)| *key < at) as u64, n),
+            };
+            let put = |low: u64, high: u64| low + part(high.saturating_sub(low), before, of);
             let (keys_before, bytes_before) = (put(lower.0, upper.0), put(lower.1, upper.1));
             made.push(CutPoint { at, keys_before, bytes_before, work_before: 0, guessed: true });
         }
         made.extend(cut.cloned());
-        lower = upper;
+        (lower, begin) = (upper, end);
     }
     let total: f64 = sampled.iter().map(|(_, work)| work).sum();
     let (mut before, mut passed) = (0.0, 0);
@@ -115,9 +124,36 @@ mod tests {
         let cuts = [cut("/d/", 40), cut("/m/", 80)];
         let keys = sampled(&[("/e/1", 30.0), ("/e/2", 60.0), ("/m/1", 10.0), ("/y/", 1e9)]);
         let made = cuts_with_work(&range, &cuts, (100, 1000), 50, &keys, &Rules::default());
-        // Two boundaries lie between the cuts at 40 and 80 keys, so each a third of the way on.
-        let expected = [("/d/", 40, 0), ("/e/", 53, 0), ("/e0", 66, 45), ("/m/", 80, 45), ("/m0", 90, 50)];
+        // All 40 keys between the two cuts are taken to be where the sampled ones are.
+        let expected = [("/d/", 40, 0), ("/e/", 40, 0), ("/e0", 80, 45), ("/m/", 80, 45), ("/m0", 100, 50)];
         assert_eq!(show(&made), expected.map(|(at, keys, work)| (at.to_owned(), keys, work)));
+    }
+
+    #[test]
+    fn keys_between_two_cuts_are_where_the_sampled_ones_are() {
+        let keys = sampled(&[("/e/1", 30.0), ("/g/1", 60.0), ("/g/2", 10.0), ("/g/3", 10.0), ("/z/1", 10.0)]);
+        let made = cuts_with_work(
+            &KeyRange::whole(),
+            &[cut("/d/", 40), cut("/m/", 80), cut("/q/", 90)],
+            (100, 1000),
+            120,
+            &keys,
+            &Rules::default(),
+        );
+        let before = |at: &str| show(&made).into_iter().find(|(cut, ..)| cut == at).map(|(_, keys, _)| keys);
+        let asked = ["/e/", "/e0", "/g/", "/g0", "/z/", "/z0"].map(before);
+        assert_eq!(asked, [40, 50, 50, 80, 90, 100].map(Some), "{:?}", show(&made));
+        assert!(made.windows(2).all(|w| w[0].keys_before <= w[1].keys_before));
+        // No key was sampled between these two, where the boundary between those around it lies.
+        let made = cuts_with_work(
+            &KeyRange::whole(),
+            &[cut("/a/", 40), cut("/q/", 90)],
+            (100, 0),
+            9,
+            &keys[4..],
+            &Rules::default(),
+        );
+        assert_eq!(show(&made)[..2], [("/a/".to_owned(), 40, 0), ("/q/".to_owned(), 90, 0)]);
     }
 
     #[test]

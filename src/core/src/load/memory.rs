@@ -94,7 +94,7 @@ impl Memory {
         });
     }
 
-    /// What the next one that leads has to know.
+    /// What the next one that leads has to know; without what people aborted, which is not known here.
     pub fn told(&self, now: Duration) -> MemoryRecord {
         let mut bytes = 0;
         let seconds = |until: Duration| until.saturating_sub(now).as_millis().div_ceil(1000) as u64;
@@ -124,7 +124,7 @@ impl Memory {
             .map(|(range, work)| RangePeak { range: range.clone(), work: (work * left).round() as u64 })
             .collect();
         peaks.sort_by(|a, b| a.range.start.cmp(&b.range.start));
-        MemoryRecord { rests, peaks }
+        MemoryRecord { rests, peaks, aborted: Vec::new() }
     }
 
     /// Takes over what another one told: its peaks in place of those known here, its rests beside them. All goes on as if no time
@@ -228,6 +228,7 @@ mod tests {
         let told = MemoryRecord {
             rests: Vec::new(),
             peaks: vec![peak(1, 50), peak(0, 60), peak(2, 70), peak(2, 80)],
+            ..MemoryRecord::default()
         };
         next.recall(&told, seconds(6000));
         assert_eq!(next.see(seconds(6000), &[], &map), [(1, 50.0), (2, 70.0)]);
@@ -243,7 +244,7 @@ mod tests {
         };
         let mut memory = Memory::default();
         let rests = (0..6000).map(|i| rest(format!("{i:04}{}", "k".repeat(100)), u64::MAX)).collect();
-        memory.recall(&MemoryRecord { rests, peaks: Vec::new() }, seconds(7));
+        memory.recall(&MemoryRecord { rests, ..MemoryRecord::default() }, seconds(7));
         assert!(memory.rests(&KeyRange::whole(), seconds(7 + 14_399)));
         assert!(!memory.rests(&KeyRange::whole(), seconds(7 + 14_400)));
         let told = memory.told(seconds(8));

@@ -1,6 +1,6 @@
 //! Moves for balance: from shards above their share to shards below it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -8,6 +8,7 @@ use super::{
     by_size::{Before, BySize},
     model::{Choice, Cut, Load, Measure, Model, Part, PartAt, Piece, Shard, ShardAt},
     planner::Waits,
+    room,
     text::{bytes_text, count_text, ratio_text, work_text},
 };
 use crate::keyspace::{KeyRange, Printable};
@@ -53,11 +54,12 @@ pub(super) fn balance(model: &mut Model<'_>, waits: &mut Waits) {
     // what is planned for other needs seldom changes it.
     let mut hopeless = BTreeSet::new();
     let mut sizes = BySize::default();
+    let mut crowded = Crowded::new();
     while !model.full() {
         let found = needs(model).into_iter().find_map(|need| {
-            let mut choice = best(model, &mut sizes, need, RANGES_MAX);
+            let mut choice = best(model, &mut sizes, &mut crowded, need, RANGES_MAX);
             if choice.is_none() && hopeless.insert((need.shard, need.measure, need.gives)) {
-                choice = best(model, &mut sizes, need, usize::MAX);
+                choice = best(model, &mut sizes, &mut crowded, need, usize::MAX);
             }
             choice.map(|choice| (need, choice))
         });
@@ -67,9 +69,12 @@ pub(super) fn balance(model: &mut Model<'_>, waits: &mut Waits) {
         sizes.changed(model, &before, parts);
     }
     if !model.full() {
-        explain(model, waits);
+        explain(model, &crowded, waits);
     }
 }
+
+/// Shards that could have been helped, but for the quota of another one: the giver, the measure, and the taker.
+type Crowded = BTreeMap<(ShardAt, Measure), ShardAt>;
 
 /// The parts of `from` to look at: all if they are few, else the largest and those that come closest to what is
 /// wanted, in no particular order.
@@ -179,14 +184,23 @@ fn needs(model: &Model<'_>) -> Vec<Need> {
 }
 
 /// The best move that helps with a need, among `ranges_max` ranges of each kind; `None` if there is none that is worth it.
-fn best(model: &Model<'_>, sizes: &mut BySize, need: Need, ranges_max: usize) -> Option<Choice> {
+fn best(
+    model: &Model<'_>,
+    sizes: &mut BySize,
+    crowded: &mut Crowded,
+    need: Need,
+    ranges_max: usize,
+) -> Option<Choice> {
     let partners = partners(model, need);
     let mut candidates = Vec::new();
     for partner in partners {
         let (from, to) = if need.gives { (need.shard, partner) } else { (partner, need.shard) };
         for part in shortlist(model, sizes, need, from, to, ranges_max) {
             pieces(model, part, to, need.measure, |piece, load| {
-                if let Some((gain, overshoots)) = gain(model, from, to, load, need) {
+                let Some((gain, overshoots)) = gain(model, from, to, load, need) else { return };
+                if load.bytes > room::for_balance(model, to) {
+                    crowded.insert((from, need.measure), to);
+                } else {
                     candidates.push((gain, overshoots, load, Choice { part, piece, to }));
                 }
             });
@@ -227,10 +241,12 @@ fn partners(model: &Model<'_>, need: Need) -> Vec<ShardAt> {
         .filter(|(at, shard)| *at != need.shard && shard.takes())
         .map(|(at, shard)| (sign * deviation(model, shard, need.measure), at))
         .filter(|(deviation, _)| *deviation < 0)
+        // Those that are full last: they are looked at for the reason that can be told then.
+        .map(|(deviation, at)| (need.gives && room::is_full(model, at), deviation, at))
         .collect::<Vec<_>>();
     partners.sort_unstable();
     partners.truncate(PARTNERS_MAX);
-    partners.into_iter().map(|(_, at)| at).collect()
+    partners.into_iter().map(|(_, _, at)| at).collect()
 }
 
 /// Calls `take` with the pieces of a part that could be moved to `to`: the whole, and those left and right of a cut
@@ -413,19 +429,23 @@ fn amount_text(measure: Measure, n: u64) -> String {
 }
 
 /// Says why shards stay above or below their share.
-fn explain(model: &Model<'_>, waits: &mut Waits) {
+fn explain(model: &Model<'_>, crowded: &Crowded, waits: &mut Waits) {
     for (at, shard) in model.shards.iter().enumerate().filter(|(_, s)| s.holds()) {
-        let mut of_size = false;
+        // Whether the difference of the size that was told of is small.
+        let mut of_size: Option<bool> = None;
         for measure in Measure::ALL {
             let (load, share) = (shard.load.of(measure), model.share(shard, measure));
             let tolerance = model.tolerance(measure);
             let is_small = load.saturating_sub(share) < tolerance;
             // Bytes have the same reason as keys, mostly. A small load is nothing to speak of.
-            let is_told = if measure == Measure::Work { is_small } else { of_size };
+            let is_told = match measure {
+                Measure::Work => is_small,
+                _ => of_size.is_some_and(|told_small| is_small || !told_small),
+            };
             if !above(load, share) || is_told {
                 continue;
             }
-            of_size = true;
+            of_size = Some(is_small);
             let amount = |n: u64| amount_text(measure, n);
             let mut head = format!("it has {}, {} × its share", amount(load), ratio_text(load, share));
             if measure == Measure::Work {
@@ -434,7 +454,7 @@ fn explain(model: &Model<'_>, waits: &mut Waits) {
             let reason = if is_small {
                 format!("{head}, but a difference of {} is under {}", amount(load - share), amount(tolerance))
             } else {
-                format!("{head}; {}", why_stuck(model, at, measure, &amount))
+                format!("{head}; {}", why_stuck(model, crowded, at, measure, &amount))
             };
             waits.add(&shard.name, reason);
         }
@@ -451,7 +471,13 @@ fn explain(model: &Model<'_>, waits: &mut Waits) {
 }
 
 /// Why a shard above its share keeps what it has.
-fn why_stuck(model: &Model<'_>, at: ShardAt, measure: Measure, amount: &dyn Fn(u64) -> String) -> String {
+fn why_stuck(
+    model: &Model<'_>,
+    crowded: &Crowded,
+    at: ShardAt,
+    measure: Measure,
+    amount: &dyn Fn(u64) -> String,
+) -> String {
     let shard = &model.shards[at];
     if !shard.takes() {
         return "it is unreachable".to_owned();
@@ -465,6 +491,10 @@ fn why_stuck(model: &Model<'_>, at: ShardAt, measure: Measure, amount: &dyn Fn(u
     let pinned = sum(&|p| p.pinned == Some(at));
     if above(pinned, model.share(shard, measure)) {
         return format!("{} of it are pinned there", amount(pinned));
+    }
+    if let Some(full) = full_taker(model, crowded, at, measure) {
+        let (name, bound) = (&model.shards[full].name, room::bound_text(model, full));
+        return format!("{name} has no room for more of it: {bound}");
     }
     if !above(shard.load.of(measure), shard.target.of(measure)) {
         return "it is no more than what the others have that can take some now".to_owned();
@@ -501,6 +531,18 @@ fn why_stuck(model: &Model<'_>, at: ShardAt, measure: Measure, amount: &dyn Fn(u
             format!("{} has {held} and {why}, so no move would help", part.range)
         }
     }
+}
+
+/// The shard that would take what `at` has too much of, if only its quota forbids it.
+fn full_taker(model: &Model<'_>, crowded: &Crowded, at: ShardAt, measure: Measure) -> Option<ShardAt> {
+    if let Some(full) = crowded.get(&(at, measure)) {
+        return Some(*full);
+    }
+    // Targets are made with the quota in mind, so what it forbids is not even tried.
+    let is_short = |s: &Shard| s.load.of(measure) < model.share(s, measure);
+    let others = model.shards.iter().enumerate().filter(|(other, s)| *other != at && s.takes());
+    let mut capped = others.filter(|(_, s)| s.capped.is_some() && is_short(s)).map(|(other, _)| other);
+    capped.next()
 }
 
 /// Why nothing is done about a shard's part with the most load.

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use super::{
     model::{Choice, Load, Measure, Model, Part, PartAt, Piece, Shard, ShardAt},
     planner::Waits,
+    room,
+    text::{bytes_text, count_text},
 };
 
 /// Shards looked at as takers of a part: the emptiest suffice, and the work stays bounded.
@@ -35,7 +37,13 @@ pub(super) fn drain(model: &mut Model<'_>, waits: &mut Waits) {
             continue;
         }
         while !model.full() {
-            let Some(choice) = best(model, from) else { break };
+            let few = takers(model);
+            // With a quota the emptiest may be too small for all that is left.
+            let choice = best(model, from, &few).or_else(|| match model.topology.quota_bytes {
+                Some(_) => best(model, from, &all_takers(model)),
+                None => None,
+            });
+            let Some(choice) = choice else { break };
             let (giver, taker) = (&model.shards[from], &model.shards[choice.to]);
             let reason = format!("{} leaves; {} has room", giver.name, taker.name);
             model.approach(&choice, reason);
@@ -43,8 +51,26 @@ pub(super) fn drain(model: &mut Model<'_>, waits: &mut Waits) {
         let free = model.shards[from].parts.iter().any(|part| is_free(&model.parts[*part]));
         if free && !model.shards.iter().any(Shard::takes) {
             waits.add(&model.shards[from].name, "it leaves, but no shard can take its ranges");
+        } else if free && !model.full() {
+            report_left(model, from, waits);
         }
     }
+}
+
+/// Says what stays for want of room.
+fn report_left(model: &Model<'_>, from: ShardAt, waits: &mut Waits) {
+    let left = model.shards[from].parts.iter().map(|part| &model.parts[*part]).filter(|part| is_free(part));
+    let (count, bytes, least) = left.fold((0, 0, u64::MAX), |(count, bytes, least), part| {
+        (count + 1, part.load.bytes.saturating_add(bytes), least.min(part.load.bytes))
+    });
+    let roomiest = all_takers(model).into_iter().max_by_key(|at| (room::at_all(model, *at), Reverse(*at)));
+    let Some(why) = roomiest.and_then(|at| room::no_room(model, at, least)) else { return };
+    let reason = format!(
+        "it leaves, but {}, {}, have to stay as no shard has room: {why}",
+        count_text(count, "range"),
+        bytes_text(bytes)
+    );
+    waits.add(&model.shards[from].name, reason);
 }
 
 /// True if the part can be drained; a pinned one goes where its pin says, once it can.
@@ -52,16 +78,18 @@ fn is_free(part: &Part) -> bool {
     !part.moving && !part.bound && part.pinned.is_none()
 }
 
-fn best(model: &Model<'_>, from: ShardAt) -> Option<Choice> {
-    let takers = takers(model);
+fn best(model: &Model<'_>, from: ShardAt, takers: &[ShardAt]) -> Option<Choice> {
     let mut preferred: Option<(Preference, Choice)> = None;
     for at in &model.shards[from].parts {
         let part = &model.parts[*at];
         if !is_free(part) {
             continue;
         }
-        for to in &takers {
+        for to in takers {
             let mut consider = |piece: Piece, load: Load| {
+                if load.bytes > room::at_all(model, *to) {
+                    return;
+                }
                 let preference = preference(model, part, &piece, load, *to);
                 if preferred.as_ref().is_none_or(|(best, _)| preference < *best) {
                     preferred = Some((preference, Choice { part: *at, piece, to: *to }));
@@ -71,6 +99,11 @@ fn best(model: &Model<'_>, from: ShardAt) -> Option<Choice> {
         }
     }
     preferred.map(|(_, choice)| choice)
+}
+
+/// All shards that take.
+fn all_takers(model: &Model<'_>) -> Vec<ShardAt> {
+    (0..model.shards.len()).filter(|at| model.shards[*at].takes()).collect()
 }
 
 /// The emptiest shards, reckoned by what they should hold.
@@ -96,8 +129,8 @@ pub(super) fn takers(model: &Model<'_>) -> Vec<ShardAt> {
 
 fn pieces(model: &Model<'_>, at: PartAt, to: ShardAt, take: &mut impl FnMut(Piece, Load)) {
     let part = &model.parts[at];
-    let max = model.limits.move_bytes_max;
-    let carries = |load: Load| load.bytes <= max;
+    let most = model.limits.move_bytes_max.min(room::at_all(model, to));
+    let carries = |load: Load| load.bytes <= most;
     if carries(part.load) || part.known_from(0).is_none() {
         take(Piece::Whole, part.load);
     }

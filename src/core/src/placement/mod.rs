@@ -14,6 +14,9 @@
 //!   make elsewhere, so that a difference has to grow anew before anything moves back; and what is observed as moved
 //!   recently does not move for balance at all, so no range goes to and fro.
 //! - Worth it: for load nothing moves whose copying costs its shards more than it evens out in ten minutes.
+//! - Within the quota: no step takes a shard over `etcd.quota`, and none for balance over four fifths of it, whatever the
+//!   weights say; what the quota prevents is told.
+//! - Just in time: a range is split for a move when the move can follow.
 //! - Explained: every step and everything that is not done has a reason in words, with figures.
 //!
 //! # Policy, in this order
@@ -37,7 +40,9 @@ mod model;
 mod observation;
 mod plan;
 mod planner;
+mod pour;
 mod reunite;
+mod room;
 mod scan;
 mod text;
 
@@ -48,7 +53,11 @@ mod golden_tests;
 #[cfg(test)]
 mod load_tests;
 #[cfg(test)]
+mod noise_tests;
+#[cfg(test)]
 mod property_tests;
+#[cfg(test)]
+mod room_tests;
 #[cfg(test)]
 mod world;
 

@@ -1,11 +1,17 @@
 //! The planner's working copy of the state: it carries out each step as it is planned.
 
-use std::{collections::HashMap, fmt::Write, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt::Write,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 
 use super::{
     Action, CutPoint, Limits, Observation, ShardState, Step,
+    pour::{Vessel, pour},
+    room,
     text::{load_text, work_text},
 };
 use crate::{
@@ -51,6 +57,14 @@ impl Load {
         }
     }
 
+    fn set(&mut self, measure: Measure, to: u64) {
+        match measure {
+            Measure::Keys => self.keys = to,
+            Measure::Bytes => self.bytes = to,
+            Measure::Work => self.work = to,
+        }
+    }
+
     /// The sum.
     pub(super) fn plus(self, other: Self) -> Self {
         Self {
@@ -92,12 +106,16 @@ pub(super) struct Shard {
     pub(super) fixed: Load,
     /// What it should hold.
     pub(super) target: Load,
+    /// Bytes that it should hold by its weight, if the quota allows fewer.
+    pub(super) capped: Option<u64>,
+    /// Bytes of its database that are in use; 0 if that is not known.
+    pub(super) used_bytes: u64,
     /// Its parts, in no particular order.
     pub(super) parts: Vec<PartAt>,
 }
 
 impl Shard {
-    fn new(name: &str, state: ShardState, topology: &Topology) -> Self {
+    fn new(name: &str, state: ShardState, used_bytes: u64, topology: &Topology) -> Self {
         let index = shard_index(name);
         let leaves = state == ShardState::Draining || index.is_none_or(|index| index >= topology.shards);
         let state = match state {
@@ -113,6 +131,8 @@ impl Shard {
             load: Load::default(),
             fixed: Load::default(),
             target: Load::default(),
+            capped: None,
+            used_bytes,
             parts: Vec::new(),
         }
     }
@@ -274,6 +294,8 @@ pub(super) struct Model<'a> {
     pub(super) pins: Vec<(KeyRange, ShardAt)>,
     /// The steps planned so far.
     pub(super) steps: Vec<Step>,
+    /// Those of them, by index, that are splits made for a move.
+    pub(super) preparing: BTreeSet<usize>,
     /// Over all shards, moves under way included.
     pub(super) total: Load,
     /// Shards that are to hold data.
@@ -289,13 +311,13 @@ impl<'a> Model<'a> {
         let mut index = HashMap::with_capacity(observation.shards.len());
         for view in &observation.shards {
             index.insert(view.name.clone(), shards.len());
-            shards.push(Shard::new(&view.name, view.state, topology));
+            shards.push(Shard::new(&view.name, view.state, view.used_bytes, topology));
         }
         // A shard that is named but not observed is not there yet, or not any more.
         let mut at = |shards: &mut Vec<Shard>, name: &str| match index.get(name) {
             Some(at) => *at,
             None => {
-                let shard = Shard::new(name, ShardState::Joining, topology);
+                let shard = Shard::new(name, ShardState::Joining, 0, topology);
                 let shard =
                     if shard.leaves { Shard { state: ShardState::Unreachable, ..shard } } else { shard };
                 index.insert(name.to_owned(), shards.len());
@@ -342,7 +364,19 @@ impl<'a> Model<'a> {
         let wanted = topology.wanted_boundaries();
         let holders = shards.iter().filter(|s| s.holds()).count() as u64;
         let weights = shards.iter().filter(|s| s.holds()).map(|s| s.weight).sum();
-        Self { topology, limits, shards, parts, wanted, pins, steps: Vec::new(), total, holders, weights }
+        Self {
+            topology,
+            limits,
+            shards,
+            parts,
+            wanted,
+            pins,
+            steps: Vec::new(),
+            preparing: BTreeSet::new(),
+            total,
+            holders,
+            weights,
+        }
     }
 
     /// True if the plan has no room for another two steps.
@@ -433,6 +467,12 @@ impl<'a> Model<'a> {
         right
     }
 
+    /// Plans a split that a move needs, and carries it out; gives the right part.
+    pub(super) fn split_for_move(&mut self, left: PartAt, at: Bytes, reason: String) -> PartAt {
+        self.preparing.insert(self.steps.len());
+        self.split(left, at, reason)
+    }
+
     /// Plans a move and carries it out.
     pub(super) fn move_part(&mut self, at: PartAt, to: ShardAt, reason: String) {
         let part = &mut self.parts[at];
@@ -474,7 +514,7 @@ impl<'a> Model<'a> {
             let _ = write!(why, ", {}", work_text(load.work));
         }
         let _ = write!(why, " can move to {to}");
-        self.split(choice.part, cut.at.clone(), why);
+        self.split_for_move(choice.part, cut.at.clone(), why);
     }
 
     /// True if a neighbour of the piece of `part` is on `shard`.
@@ -489,7 +529,7 @@ impl<'a> Model<'a> {
     }
 
     /// Sets what each shard should hold: what cannot go elsewhere stays, the rest is poured in so that all that take
-    /// are filled to the same level for their weight.
+    /// are filled to the same level for their weight, or as far as their quota allows.
     pub(super) fn set_targets(&mut self) {
         for shard in &mut self.shards {
             shard.fixed = Load::default();
@@ -502,40 +542,27 @@ impl<'a> Model<'a> {
                 shard.fixed = shard.fixed.plus(part.load);
             }
         }
+        let takers: Vec<ShardAt> = (0..self.shards.len()).filter(|s| self.shards[*s].takes()).collect();
         for measure in Measure::ALL {
             let fixed: u64 = self.shards.iter().map(|s| s.fixed.of(measure)).sum();
             let free = self.total.of(measure).saturating_sub(fixed);
-            let mut takers = (0..self.shards.len()).filter(|s| self.shards[*s].takes()).collect::<Vec<_>>();
-            let filled = |s: &ShardAt| (self.shards[*s].fixed.of(measure), self.shards[*s].weight);
-            takers.sort_by(|a, b| {
-                let ((fixed_a, weight_a), (fixed_b, weight_b)) = (filled(a), filled(b));
-                let (a_scaled, b_scaled) =
-                    (u128::from(fixed_a) * u128::from(weight_b), u128::from(fixed_b) * u128::from(weight_a));
-                a_scaled.cmp(&b_scaled).then(a.cmp(b))
-            });
-            // The level reaches the emptiest first, then the next, until what is free is used up.
-            let (mut volume, mut weights, mut reached) = (u128::from(free), 0u128, 0);
-            for (nth, taker) in takers.iter().enumerate() {
-                let (fixed, weight) = filled(taker);
-                let above = u128::from(fixed) * weights > volume * u128::from(weight);
-                if nth > 0 && above {
-                    break;
-                }
-                volume += u128::from(fixed);
-                weights += u128::from(weight);
-                reached = nth + 1;
+            let vessels: Vec<Vessel> = takers
+                .iter()
+                .map(|taker| Vessel {
+                    floor: self.shards[*taker].fixed.of(measure),
+                    weight: self.shards[*taker].weight,
+                    most: if measure == Measure::Bytes { room::most(self, *taker) } else { u64::MAX },
+                })
+                .collect();
+            let poured = pour(free, &vessels);
+            for shard in &mut self.shards {
+                shard.target.set(measure, shard.fixed.of(measure));
             }
-            let level =
-                |weight: u64| u64::try_from(volume * u128::from(weight) / weights.max(1)).unwrap_or(u64::MAX);
-            let mut targets = self.shards.iter().map(|s| s.fixed.of(measure)).collect::<Vec<_>>();
-            for taker in &takers[..reached] {
-                targets[*taker] = targets[*taker].max(level(self.shards[*taker].weight));
-            }
-            for (shard, target) in self.shards.iter_mut().zip(targets) {
-                match measure {
-                    Measure::Keys => shard.target.keys = target,
-                    Measure::Bytes => shard.target.bytes = target,
-                    Measure::Work => shard.target.work = target,
+            for ((taker, vessel), level) in takers.iter().zip(&vessels).zip(poured) {
+                let shard = &mut self.shards[*taker];
+                shard.target.set(measure, level.held);
+                if measure == Measure::Bytes && level.wanted > vessel.most.max(vessel.floor) {
+                    shard.capped = Some(level.wanted);
                 }
             }
         }

@@ -25,6 +25,9 @@ pub struct ShardView {
     pub name: String,
     /// Whether it can give and take.
     pub state: ShardState,
+    /// Bytes of its database that are in use, with history and all that lies beside clients' keys and values; 0 if that is
+    /// not known.
+    pub used_bytes: u64,
 }
 
 /// Whether a shard can give and take ranges.

@@ -1,9 +1,11 @@
 //! From an observation to a plan.
 
+use std::collections::BTreeSet;
+
 use super::{
-    Action, Figures, Limits, Observation, Plan, ShardState, Wait, balance, drain, merge,
+    Action, Figures, Limits, Observation, Plan, ShardState, Step, Wait, balance, drain, merge,
     model::{Measure, Model, PartAt, ShardAt},
-    reunite,
+    reunite, room,
     text::{bytes_text, count_text},
 };
 use crate::{
@@ -39,6 +41,7 @@ pub fn plan_approved(
     reunite::reunite(&mut model, &mut waits);
     drain::drain(&mut model, &mut waits);
     balance::balance(&mut model, &mut waits);
+    room::report_capped(&model, &mut waits);
     if model.steps.is_empty() {
         merge::merge(&mut model);
     }
@@ -47,8 +50,9 @@ pub fn plan_approved(
         waits.add("the plan", format!("more follows when its {} steps are done", model.steps.len()));
     }
     let under_way = observation.ranges.iter().filter(|r| r.moving_to.is_some()).count();
-    let mut steps = model.steps;
-    hold_back(&mut steps, topology, under_way, approved, &mut waits);
+    let (mut steps, preparing) = (model.steps, model.preparing);
+    hold_back(&mut steps, topology, approved, &mut waits);
+    one_after_another(&mut steps, &preparing, topology, under_way, &mut waits);
     Plan {
         parent_generation: observation.generation,
         steps,
@@ -203,6 +207,8 @@ fn move_pinned(model: &mut Model<'_>, waits: &mut Waits) {
             waits.add(what, format!("pinned to {name}, but waits until {}", blocked(model, at)));
         } else if !model.shards[to].takes() {
             waits.add(what, format!("pinned to {name}, which cannot take it: it {}", state_text(model, to)));
+        } else if let Some(why) = room::no_room(model, to, part.load.bytes.min(model.limits.move_bytes_max)) {
+            waits.add(what, format!("pinned to {name}, but {why}"));
         } else if !model.full() {
             if let Some(right) = split_large(model, at) {
                 next = Some(right);
@@ -237,17 +243,11 @@ pub(super) fn split_large(model: &mut Model<'_>, at: PartAt) -> Option<PartAt> {
         .filter_map(|i| part.cut(i))
         .find(|cut| cut.left.bytes > 0 && model.topology.keyspace.rules.is_legal_boundary(&cut.at))?;
     let reason = format!("a move carries at most {}", bytes_text(max));
-    Some(model.split(at, cut.at, reason))
+    Some(model.split_for_move(at, cut.at, reason))
 }
 
-/// Marks as not ready what the mode or the number of concurrent moves forbids.
-fn hold_back(
-    steps: &mut [super::Step],
-    topology: &Topology,
-    under_way: usize,
-    approved: &[StepKey],
-    waits: &mut Waits,
-) {
+/// Marks as not ready what the mode forbids.
+fn hold_back(steps: &mut [Step], topology: &Topology, approved: &[StepKey], waits: &mut Waits) {
     let mode = topology.rebalance.mode;
     let id = plan_id(steps);
     let mut forbidden = 0u64;
@@ -269,13 +269,25 @@ fn hold_back(
         };
         waits.add(count_text(forbidden, "step"), reason);
     }
+}
+
+/// Marks as not ready what the number of concurrent moves forbids. A split that a move needs is made when the move can
+/// follow: by the time that moves before it are done the load is another, or known better, and another split is needed.
+fn one_after_another(
+    steps: &mut [Step],
+    preparing: &BTreeSet<usize>,
+    topology: &Topology,
+    under_way: usize,
+    waits: &mut Waits,
+) {
     let max = topology.rebalance.moves_max as usize;
     let mut room = max.saturating_sub(under_way);
     let mut held = 0u64;
-    for step in steps {
-        if step.ready && matches!(step.action, Action::Move { .. }) {
+    for (at, step) in steps.iter_mut().enumerate() {
+        let is_move = matches!(step.action, Action::Move { .. });
+        if step.ready && (is_move || preparing.contains(&at)) {
             step.ready = room > 0;
-            held += u64::from(room == 0);
+            held += u64::from(room == 0 && is_move);
             room = room.saturating_sub(1);
         }
     }

@@ -7,6 +7,7 @@ use super::{
     drain, merge,
     model::{Load, Model, PartAt, ShardAt},
     planner::{Waits, blocked},
+    room,
 };
 use crate::keyspace::Printable;
 
@@ -65,6 +66,12 @@ fn reunite_run(model: &mut Model<'_>, run: &[PartAt], waits: &mut Waits) {
         return;
     }
     let Some(to) = meeting_place(model, run) else { return };
+    let comes = run.iter().map(|at| &model.parts[*at]).filter(|part| part.shard != to);
+    let comes = comes.fold(0u64, |sum, part| sum.saturating_add(part.load.bytes));
+    if let Some(no_room) = room::no_room(model, to, comes) {
+        waits.add(what, format!("not splittable, but parted at {}; {no_room}", Printable(&boundary)));
+        return;
+    }
     for at in run {
         if model.parts[*at].shard != to && !model.full() {
             model.move_part(*at, to, why.clone());

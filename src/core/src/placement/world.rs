@@ -49,7 +49,7 @@ impl World {
 
     /// Adds a shard.
     pub(super) fn shard(&mut self, index: u32, state: ShardState) {
-        self.shards.push(ShardView { name: shard_name(index), state });
+        self.shards.push(ShardView { name: shard_name(index), state, used_bytes: 0 });
     }
 
     /// Gives all ranges anew: each starts where the one before ends.

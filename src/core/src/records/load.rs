@@ -74,6 +74,9 @@ pub struct MemoryRecord {
     pub rests: Vec<RangeRest>,
     /// The busiest ranges, sorted by start, without overlap.
     pub peaks: Vec<RangePeak>,
+    /// Ranges whose move a person aborted lately, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aborted: Vec<RangeAborted>,
 }
 
 impl Record for MemoryRecord {
@@ -108,6 +111,17 @@ pub struct RangeRest {
     pub kept_s: u64,
 }
 
+/// A range whose move a person aborted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RangeAborted {
+    /// The keys.
+    #[serde(flatten)]
+    pub range: KeyRange,
+    /// Seconds for which the planner leaves it alone, from when this was written.
+    #[serde(rename = "r")]
+    pub rest_s: u64,
+}
+
 // Serde passes a reference.
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_zero(n: &u64) -> bool {
@@ -118,6 +132,14 @@ fn is_zero(n: &u64) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_older_release_remembered_is_read() {
+        let old = br#"{"v":1,"rests":[{"start":"61","end":"62","n":1,"k":9}],"peaks":[]}"#;
+        let told = MemoryRecord::decode(&Bytes::from_static(old)).unwrap();
+        assert!(told.aborted.is_empty() && told.rests.len() == 1);
+        assert_eq!(told.encode().as_ref(), old, "and nothing is written that it would not know");
+    }
 
     #[test]
     fn what_is_zero_takes_no_room() {

@@ -15,7 +15,8 @@ pub use hidden::{
     lease_marker_range, lease_revoking, overridden_key, override_key, override_range, purge_key, touch_key,
 };
 pub use load::{
-    KeyLoad, LOAD_PREFIX, LoadRecord, MEMORY, MemoryRecord, RangeLoad, RangePeak, RangeRest, load_key,
+    KeyLoad, LOAD_PREFIX, LoadRecord, MEMORY, MemoryRecord, RangeAborted, RangeLoad, RangePeak, RangeRest,
+    load_key,
 };
 pub use meta::{
     CHECKPOINT_HEAD, CHECKPOINTS_PREFIX, CUT_LATEST, CheckpointHead, FIRST, FirstRecord, LEASE_PREFIX,

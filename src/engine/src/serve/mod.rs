@@ -13,7 +13,7 @@ use sharded_etcd_etcd_api::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
     maintenance_server::MaintenanceServer, watch_server::WatchServer,
 };
-use sharded_etcd_serve::serve_on_threads;
+use sharded_etcd_serve::{Recipes, ServerHealth, serve_on_threads};
 use sharded_etcd_shard::ShardError;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -35,7 +35,8 @@ pub enum ServeError {
     Threads(#[from] sharded_etcd_serve::ServeError),
 }
 
-/// Serves etcd's KV, Watch, Lease, Maintenance, Cluster and Auth services until `shutdown`; open watches end then.
+/// Serves etcd's KV, Watch, Lease, Maintenance, Cluster, Auth, Lock and Election services, and gRPC's Health, until
+/// `shutdown`; open watches end then.
 ///
 /// The engine stays open. There is no TLS, and authentication is off for good: listen on a loopback address only.
 ///
@@ -57,13 +58,19 @@ pub async fn serve(
 /// MemberList tells clients to dial.
 pub fn routes(engine: Arc<Engine>, client_urls: Vec<String>, shutdown: CancellationToken) -> Routes {
     let bytes_max = engine.config.max_request_bytes.saturating_add(GRPC_OVERHEAD_BYTES);
+    let health = ServerHealth::new(shutdown.clone(), shutdown.clone());
     let service = Service { engine, client_urls: client_urls.into(), shutdown, heavy: Heavy::default() };
+    let calls = Arc::new(service.clone());
+    let recipes = Recipes::new(Arc::clone(&calls), Arc::clone(&calls), calls);
     Routes::new(KvServer::new(service.clone()).max_decoding_message_size(bytes_max))
         .add_service(WatchServer::new(service.clone()).max_decoding_message_size(bytes_max))
         .add_service(LeaseServer::new(service.clone()))
         .add_service(MaintenanceServer::new(service.clone()))
         .add_service(ClusterServer::new(service.clone()))
         .add_service(AuthServer::new(service))
+        .add_service(recipes.lock_server().max_decoding_message_size(bytes_max))
+        .add_service(recipes.election_server().max_decoding_message_size(bytes_max))
+        .add_service(health.server())
 }
 
 /// What every service needs.
