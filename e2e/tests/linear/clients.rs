@@ -19,7 +19,7 @@ use sharded_etcd_linearizability::{
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long a client waits for an answer.
-const ANSWER_MAX: Duration = Duration::from_secs(3);
+pub const ANSWER_MAX: Duration = Duration::from_secs(3);
 
 /// Folders of keys; they are on different shards at first.
 pub const FOLDERS: [&str; 3] = ["/a/", "/b/", "/c/"];
@@ -32,6 +32,8 @@ pub fn keys(round: u64) -> Vec<String> {
 /// What all clients of a round share.
 pub struct Shared {
     pub keys: Vec<String>,
+    /// The keys of transactions and leases.
+    pub books: Vec<String>,
     pub begun: Instant,
     pub until: Instant,
     /// The newest revision that anybody was told.
@@ -82,7 +84,7 @@ pub struct Diary {
 }
 
 /// What an error says about the operation.
-enum Trouble {
+pub enum Trouble {
     /// It was not done.
     NotDone(String),
     /// Nobody knows.
@@ -441,7 +443,7 @@ async fn ask(
 }
 
 /// What an answer or error says about the operation.
-fn told<T>(answer: Result<T, Error>) -> Result<T, Trouble> {
+pub fn told<T>(answer: Result<T, Error>) -> Result<T, Trouble> {
     let error = match answer {
         Ok(response) => return Ok(response),
         Err(error) => error,

@@ -6,6 +6,7 @@
 // What happened is printed, for whoever looks into a failed run.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod books;
 mod clients;
 mod faults;
 mod judge;
@@ -32,6 +33,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use books::Bookkeeper;
 use clients::{Diary, Shared, Worker};
 use judge::Record;
 
@@ -69,6 +71,7 @@ async fn run_round(cluster: &mut Cluster, random: &mut StdRng, round: u64, lengt
     let begun = Instant::now();
     let shared = Arc::new(Shared {
         keys: clients::keys(round),
+        books: books::keys(round),
         begun,
         until: begun + length,
         newest: AtomicI64::new(before),
@@ -94,12 +97,23 @@ async fn run_round(cluster: &mut Cluster, random: &mut StdRng, round: u64, lengt
         let worker = Worker::new(Arc::clone(&shared), endpoints, random.random(), round * 100 + number);
         workers.push(tokio::spawn(worker.await?.work()));
     }
+    // One client of each proxy, and one that uses both.
+    let mut keepers = Vec::new();
+    for (endpoints, number) in [&endpoints[..1], &endpoints[1..], &endpoints[..]].into_iter().zip(50..) {
+        let keeper =
+            Bookkeeper::new(Arc::clone(&shared), endpoints, random.random(), round * 100 + number).await?;
+        keepers.push(tokio::spawn(keeper.work()));
+    }
     let toll = faults::run(cluster, random, shared.until).await?;
     let mut diaries = Vec::new();
     for worker in workers {
         diaries.push(worker.await??);
     }
 
+    let mut books = Vec::new();
+    for keeper in keepers {
+        books.push(keeper.await??);
+    }
     let compactions = compactor.await??;
 
     // In peace the shard manager, which was killed and frozen like the others, does what it was told in the meantime.
@@ -133,6 +147,8 @@ async fn run_round(cluster: &mut Cluster, random: &mut StdRng, round: u64, lengt
     }
 
     report(&diaries, &seen, &toll)?;
+    let told: Vec<_> = seen[..2].iter().map(|seen| seen.books.as_slice()).collect();
+    books::judge(&shared, (before, end), books, &told)?;
     // What was compacted before a late watch began, it cannot have seen.
     let early: Vec<_> = seen[0].events.iter().filter(|event| event.revision <= kept).cloned().collect();
     for late in &mut seen[2..] {

@@ -7,10 +7,13 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use etcd_client::{Client, ConnectOptions, EventType, WatchOptions, WatchStream};
-use sharded_etcd_linearizability::key::Kv;
+use sharded_etcd_linearizability::{key::Kv, store};
 use tokio::time::{sleep, timeout};
 
-use crate::clients::{Shared, kv_of};
+use crate::{
+    books::item_of,
+    clients::{Shared, kv_of},
+};
 
 /// How long a watch may hear nothing before it is started again; a frozen proxy says nothing.
 const SILENCE_MAX: Duration = Duration::from_secs(4);
@@ -32,6 +35,8 @@ pub struct Event {
 #[derive(Debug, Default)]
 pub struct Seen {
     pub events: Vec<Event>,
+    /// Those of the keys of transactions and leases.
+    pub books: Vec<store::Event>,
     /// Everything up to here has been seen: by an event, or by a progress notification.
     pub upto: i64,
     /// How often it was started.
@@ -123,6 +128,14 @@ async fn take(stream: &mut WatchStream, shared: &Shared, seen: &mut Seen) -> Res
             seen.upto
         );
         seen.upto = revision;
+        if let Some(key) = shared.books.iter().position(|name| name.as_bytes() == kv.key()) {
+            let item = match event.event_type() {
+                EventType::Put => Some(item_of(kv)?),
+                EventType::Delete => None,
+            };
+            seen.books.push(store::Event { revision, key, item, told: shared.now() });
+            continue;
+        }
         let Some(key) = shared.keys.iter().position(|name| name.as_bytes() == kv.key()) else { continue };
         let previous = event.prev_kv().map(kv_of).transpose()?;
         let kv = match event.event_type() {

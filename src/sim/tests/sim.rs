@@ -51,11 +51,11 @@ fn many_seeds() {
     many(number("SIM_FIRST").unwrap_or(0), number("SIM_SEEDS").unwrap_or(2000), |_| true);
 }
 
-/// The same, but only of stories in which shards join and leave; of one seed in ten.
+/// The same, but only of stories in which shards join and leave, which one seed in ten tells: for long runs of these alone.
 #[test]
 fn many_seeds_with_shards_that_come_and_go() {
     let first = number("SIM_FIRST").unwrap_or(1_000_000);
-    many(first, number("SIM_SEEDS").unwrap_or(1000), |story| !story.scales.is_empty());
+    many(first, number("SIM_SEEDS").unwrap_or(200), |story| !story.scales.is_empty());
 }
 
 fn many(first: u64, count: u64, wanted: impl Fn(&Story) -> bool + Sync) {
@@ -88,10 +88,18 @@ fn many(first: u64, count: u64, wanted: impl Fn(&Story) -> bool + Sync) {
 }
 
 /// Seeds that have found something, and what.
-const FOUND: [(u64, &str); 1] = [(
-    79,
-    "a proxy that was parted from a shard while that was compacted told watchers that all up to the line's end was",
-)];
+const FOUND: [(u64, &str); 4] = [
+    (
+        79,
+        "a proxy that was parted from a shard while that was compacted told watchers that all up to the line's end was",
+    ),
+    (14_523, "a watcher was told compacted as history was for another, which had gone meanwhile"),
+    (39_549, "a base stream that was late told watchers that all up to the line's end was compacted"),
+    (
+        62_883,
+        "the override of an imported key was kept from the middle of the import, as a base stream passed over the rest",
+    ),
+];
 
 /// What was found stays found. Seeds mean something else once the stories change: the fixes have tests of their own.
 #[test]

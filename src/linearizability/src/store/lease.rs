@@ -28,10 +28,24 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Whether it may be over at a moment: its time is, or somebody revokes it.
+    pub fn may_end_by(&self, now: u64) -> bool {
+        self.revoking.is_some() || now >= self.lives_until()
+    }
+
     /// The first moment at which it may be over by itself.
     fn lives_until(&self) -> u64 {
         self.renewals.iter().map(|renewal| renewal.begin + self.ttl).max().unwrap_or(0)
     }
+}
+
+/// Whether all that a revision wrote are deletions of keys with leases.
+pub(super) fn may_end(history: &History, states: &States, revision: i64) -> bool {
+    let keys = states.written.get(&revision).into_iter().flatten();
+    let leased = |key: usize| {
+        states.at(key, revision - 1).is_some_and(|item| history.leases.contains_key(&item.lease))
+    };
+    keys.copied().all(|key| leased(key) && states.at(key, revision).is_none())
 }
 
 /// Holds the leases to the order; what their ends delete is taken out of `left`.

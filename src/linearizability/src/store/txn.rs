@@ -15,8 +15,9 @@ pub(super) fn writes(request: &Request, answer: &Answer) -> bool {
     })
 }
 
-/// Holds every request to the order; gives what revisions wrote that none of them accounts for.
-pub(super) fn explain(history: &History, states: &States) -> Result<Unexplained, Fault> {
+/// Holds every request to the order; gives what revisions wrote that none of them accounts for, and the revisions that one of
+/// unknown outcome may have written, or another may.
+pub(super) fn explain(history: &History, states: &States) -> Result<(Unexplained, BTreeSet<i64>), Fault> {
     let mut left = states.written.clone();
     let mut at = BTreeMap::new();
     for event in &history.events {
@@ -37,13 +38,13 @@ pub(super) fn explain(history: &History, states: &States) -> Result<Unexplained,
             Outcome::Unknown => unknown(history, txn, &at, states, &mut left)?,
         }
     }
-    deletes_of_unknown_outcome(history, states, &mut left);
-    Ok(left)
+    let doubtful = deletes_of_unknown_outcome(history, states, &mut left);
+    Ok((left, doubtful))
 }
 
 /// Takes out of `left` the deletions that requests of unknown outcome may have done: as many as there are requests that can
-/// have done them, each one. Those that no end of a lease can have done come first.
-fn deletes_of_unknown_outcome(history: &History, states: &States, left: &mut Unexplained) {
+/// have done them, each one. Those that no end of a lease can have done come first. Gives all that one of them may have done.
+fn deletes_of_unknown_outcome(history: &History, states: &States, left: &mut Unexplained) -> BTreeSet<i64> {
     let unknown = history.txns.iter().filter(|txn| txn.outcome == Outcome::Unknown);
     let unknown: Vec<(&Txn, i64)> = unknown.map(|txn| (txn, floor(history, txn))).collect();
     let may_be = |revision: i64, (txn, floor): &(&Txn, i64)| {
@@ -70,6 +71,7 @@ fn deletes_of_unknown_outcome(history: &History, states: &States, left: &mut Une
             left.remove(&open[at].1);
         }
     }
+    open.iter().filter(|(.., by)| !by.is_empty()).map(|(_, revision, _)| *revision).collect()
 }
 
 fn augment(

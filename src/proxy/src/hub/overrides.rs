@@ -34,13 +34,43 @@ type Life = (ShardIx, Bytes, i64);
 /// Overrides, by key and its local create revision.
 ///
 /// From the flip that makes an imported key visible until the key is deleted, its override does not change; so what is
-/// found once stays right, also that there is none.
+/// found once stays right, also that there is none. Before that flip a move may write it again, which the shard's base stream
+/// tells: whatever of that it passes over must not stay.
 #[derive(Default)]
 pub(crate) struct Overrides {
     lives: Mutex<TwoGenerations<Life, Option<StoredOverride>>>,
+    /// Counts the base streams of each shard.
+    streams: Mutex<HashMap<ShardIx, u64>>,
 }
 
 impl Overrides {
+    /// A base stream of a shard begins, and does not go on where the one before was: what that one told may be out of date.
+    /// For [`Overrides::told`].
+    pub(crate) fn begin(&self, shard: ShardIx) -> u64 {
+        let mut streams = self.streams.lock();
+        let mut lives = self.lives.lock();
+        lives.young.retain(|life, _| life.0 != shard);
+        lives.old.retain(|life, _| life.0 != shard);
+        let stream = streams.entry(shard).or_default();
+        *stream += 1;
+        *stream
+    }
+
+    /// A base stream tells of an override. One that has been replaced is not heard.
+    pub(crate) fn told(&self, stream: u64, shard: ShardIx, key: Bytes, told: StoredOverride) {
+        let streams = self.streams.lock();
+        if streams.get(&shard) != Some(&stream) {
+            return;
+        }
+        let mut lives = self.lives.lock();
+        let life = (shard, key, told.create);
+        let known = lives.young.get(&life).or_else(|| lives.old.get(&life)).copied().flatten();
+        // Who read it at a later revision knows better than a stream that is late.
+        if known.is_none_or(|known| known.modified < told.modified) {
+            Self::insert(&mut lives, life, Some(told));
+        }
+    }
+
     /// What is known of a key that was created at local revision `create`: its override, or that it has none.
     pub(crate) fn get(&self, shard: ShardIx, key: &Bytes, create: i64) -> Option<Option<StoredOverride>> {
         let life = (shard, key.clone(), create);
@@ -110,6 +140,8 @@ impl Recent {
 
 #[cfg(test)]
 mod tests {
+    use sharded_etcd_core::records::Override;
+
     use super::*;
 
     fn put(key: &'static str, value: Bytes, mod_revision: i64) -> pb::Event {
@@ -130,6 +162,32 @@ mod tests {
         assert_eq!(recent.get(b"k").cloned().flatten().map(|kv| kv.mod_revision), Some(2));
         recent.see(&put("k", Bytes::from(vec![0; RECENT_VALUE_MAX + 1]), 3));
         assert_eq!(recent.get(b"k"), None, "what is not kept is not known, rather than old");
+    }
+
+    fn stored(modified: i64) -> StoredOverride {
+        let value = Override { create: 3, modified, version: 1 };
+        StoredOverride { value, create: 5, modified, version: 1 }
+    }
+
+    #[test]
+    fn what_a_stream_told_that_was_replaced_does_not_stay() {
+        let overrides = Overrides::default();
+        let (a, b, key) = (ShardIx(0), ShardIx(1), Bytes::from_static(b"k"));
+        let modified = |shard| overrides.get(shard, &key, 5).map(|found| found.map(|o| o.modified));
+        let (first, other) = (overrides.begin(a), overrides.begin(b));
+        overrides.told(first, a, key.clone(), stored(5));
+        overrides.told(other, b, key.clone(), stored(5));
+        assert_eq!((modified(a), modified(b)), (Some(Some(5)), Some(Some(5))));
+        // The import writes it again at 7, and that part is passed over.
+        let second = overrides.begin(a);
+        assert_eq!((modified(a), modified(b)), (None, Some(Some(5))));
+        overrides.told(first, a, key.clone(), stored(5));
+        assert_eq!(modified(a), None, "the first one ends a little later");
+        overrides.put(a, key.clone(), 5, Some(stored(7)));
+        overrides.told(second, a, key.clone(), stored(6));
+        assert_eq!(modified(a), Some(Some(7)), "the second one is late");
+        overrides.told(second, a, key.clone(), stored(8));
+        assert_eq!(modified(a), Some(Some(8)));
     }
 
     #[test]

@@ -116,6 +116,8 @@ pub(crate) struct BaseStream {
     /// First local revision not read yet.
     next: i64,
     translator: Translator,
+    /// For [`Overrides::told`].
+    stream: u64,
     /// Read, and not yet part of the line.
     ahead: VecDeque<RawRevision>,
     ahead_bytes: usize,
@@ -141,7 +143,9 @@ impl BaseStream {
     /// A base stream from behind a local revision.
     pub(crate) fn behind(reading: Reading, shard: ShardIx, local: i64, phase: Phase, asleep: bool) -> Self {
         let translator = reading.translator(shard);
+        let stream = reading.overrides.begin(shard);
         Self {
+            stream,
             reading,
             shard,
             phase,
@@ -253,7 +257,7 @@ impl BaseStream {
                 && let Some(o) = StoredOverride::from_kv(kv)
             {
                 // Deletions have no value, so are none.
-                self.reading.overrides.put(self.shard, Bytes::copy_from_slice(&key), o.create, Some(o));
+                self.reading.overrides.told(self.stream, self.shard, Bytes::copy_from_slice(&key), o);
             }
         }
         if fence {
@@ -266,13 +270,20 @@ impl BaseStream {
     async fn translate(&mut self, connection: &dyn Shard, v: i64) -> std::result::Result<(), Broken> {
         loop {
             let batch = self.batch(v);
-            let Some(upto) = batch.last().map(|r| r.local) else { return Ok(()) };
+            let (Some(first), Some(upto)) = (batch.first().map(|r| r.local), batch.last().map(|r| r.local))
+            else {
+                return Ok(());
+            };
             let drafts = self.translator.draft(&batch);
             let mut pause = PAUSE_MIN;
             let revisions = loop {
                 match self.translator.resolve(connection, &drafts, false).await {
                     Ok(revisions) => break revisions,
-                    Err(error) if error.is_compacted() => return Err(Broken::Compacted(None)),
+                    Err(error) if error.is_compacted() => {
+                        // They are not lost yet: what is not compacted of them is read once more.
+                        self.begin_again_at(first);
+                        return Err(Broken::Compacted(None));
+                    }
                     Err(error) => {
                         // The events are here already: the stream need not break for it.
                         tracing::warn!(shard = self.shard.0, %error, "reading overrides again");
@@ -298,18 +309,32 @@ impl BaseStream {
         batch
     }
 
-    /// History that this process has not read is gone: goes on from what is left, or from where the line is now if that is
-    /// not known, and tells the merge.
+    /// Forgets what was read and not handed on.
+    fn begin_again_at(&mut self, local: i64) {
+        self.ahead.clear();
+        self.ahead_bytes = 0;
+        self.translator.skip();
+        self.next = local;
+    }
+
+    /// History that this process has not read is gone: goes on from what is left, or from behind the line's compaction if
+    /// that is not known, and tells the merge.
     async fn skip_what_is_compacted(&mut self, left: Option<i64>) -> Option<Broken> {
         // The newest cut: a compaction never reaches beyond the line.
         if let Err(error) = self.reading.ctx.line.refresh().await {
             tracing::warn!(%error, "the line's end is not known");
             return None;
         }
-        let v = self.reading.ctx.line.cut().v(self.shard);
+        let (v, compacted) = self.reading.ctx.line.with_fold(|fold| {
+            let v = fold.shard(self.shard).map_or(0, |shard| shard.v);
+            (v, fold.local_at_most(self.shard, fold.compacted).unwrap_or(v))
+        });
         // Watchers that need nothing of what is gone must not be told that it is: it is above the line's compaction that
-        // they are served.
-        let upto = left.map_or(v, |left| (left - 1).min(v));
+        // they are served. No shard is compacted beyond that; what cannot be read of it all the same is passed over.
+        let beyond = if compacted < self.next { v } else { compacted };
+        let upto = left.map_or(beyond, |left| left - 1).min(v);
+        // Overrides that were written there are passed over, too.
+        self.stream = self.reading.overrides.begin(self.shard);
         if self.asleep {
             // Fences that were written there are read by whoever waits for one.
             self.next = upto + 1;
@@ -321,10 +346,7 @@ impl BaseStream {
             upto,
             "the shard is compacted beyond what was read of it; watchers that need this part start over"
         );
-        self.ahead.clear();
-        self.ahead_bytes = 0;
-        self.translator.skip();
-        self.next = upto + 1;
+        self.begin_again_at(upto + 1);
         let gap = Message::Gap { phase: self.phase, shard: self.shard, upto };
         self.reading.inbox.send(gap).await.err().map(|_| Broken::Closed)
     }

@@ -10,7 +10,7 @@ use sharded_etcd_core::{
     line::Fold,
 };
 
-use super::{Effect, Merge, State, Wait, touches};
+use super::{Effect, Merge, State, Wait, Watcher, touches};
 use crate::hub::{
     event::{HubEvent, Revision, WatcherId},
     index::RangeIndex,
@@ -61,6 +61,8 @@ pub(super) struct Replays {
 struct Running {
     watchers: BTreeSet<WatcherId>,
     ranges: RangeIndex,
+    /// The lowest cursor, when it began, of those that need something of a shard: what the shard is read behind.
+    lowest: BTreeMap<ShardIx, i64>,
 }
 
 impl Replays {
@@ -80,7 +82,7 @@ impl Replays {
 impl Merge {
     pub(super) fn start_replays(&mut self, fold: &Fold) {
         while self.replays.running.len() < REPLAYS_MAX {
-            let Some((after, watchers)) = self.next_replay() else { return };
+            let Some(watchers) = self.next_replay() else { return };
             let upto = self.head;
             let id = self.replays.next;
             self.replays.next += 1;
@@ -94,17 +96,19 @@ impl Merge {
                     running.watchers.insert(watcher);
                 }
             }
-            let needed = |shard| {
-                watchers
-                    .iter()
-                    .filter_map(|w| self.watchers.get(w))
-                    .any(|w| touches(fold, &w.spec.range, shard, after + 1, upto))
+            let of = watchers.iter().filter_map(|w| self.watchers.get(w)).map(|w| (w, self.cursor(w)));
+            let of: Vec<_> = of.collect();
+            let lowest_on = |shard| {
+                let needs =
+                    |(w, cursor): &&(&Watcher, i64)| touches(fold, &w.spec.range, shard, cursor + 1, upto);
+                of.iter().filter(needs).map(|(_, cursor)| *cursor).min()
             };
             let shards = (0..fold.shards().len() as u32)
                 .map(ShardIx)
-                .filter(|&shard| needed(shard))
                 .filter_map(|shard| {
-                    let from = fold.local_at_least(shard, after + 1)?;
+                    let lowest = lowest_on(shard)?;
+                    running.lowest.insert(shard, lowest);
+                    let from = fold.local_at_least(shard, lowest + 1)?;
                     let upto = fold.local_at_most(shard, upto)?;
                     (from <= upto).then_some(ReplayShard { shard, from, upto })
                 })
@@ -114,30 +118,25 @@ impl Merge {
         }
     }
 
-    /// The watcher that has waited longest, with others that need about the same history, and their lowest cursor.
-    fn next_replay(&mut self) -> Option<(i64, Vec<WatcherId>)> {
+    /// The watcher that has waited longest, with others that need about the same history.
+    fn next_replay(&mut self) -> Option<Vec<WatcherId>> {
         let watchers = &self.watchers;
         let cursor = |id: &WatcherId| match watchers.get(id)?.state {
             State::Behind { cursor, wait: Wait::ReplayTurn } => Some(cursor),
             _ => None,
         };
-        let mut lowest: Option<i64> = None;
-        let mut first = 0;
+        let mut first: Option<i64> = None;
         let mut taken = Vec::new();
         self.replays.waiting.retain(|id| {
             let Some(at) = cursor(id) else { return false };
-            let low = *lowest.get_or_insert_with(|| {
-                first = at;
-                at
-            });
+            let first = *first.get_or_insert(at);
             let fits = (at - first).abs() <= APART_MAX && taken.len() < WATCHERS_MAX;
             if fits {
-                lowest = Some(low.min(at));
                 taken.push(*id);
             }
             !fits
         });
-        lowest.map(|low| (low, taken))
+        (!taken.is_empty()).then_some(taken)
     }
 
     /// A part of a replay: all revisions above the part before it, up to `upto`. False if nobody wants more of it.
@@ -200,9 +199,9 @@ impl Merge {
     /// A replay is over.
     pub(crate) fn replay_ended(&mut self, fold: &Fold, replay: ReplayId, outcome: ReplayOutcome) {
         let Some(running) = self.replays.running.remove(&replay) else { return };
-        // It was read from the lowest of those on: what is compacted there may be there for the others.
+        // It was read from the lowest of those on, who may be gone: what is compacted there may be there for the others.
         let lowest = match outcome {
-            ReplayOutcome::Compacted(shard) => self.lowest_on(fold, &running.watchers, shard),
+            ReplayOutcome::Compacted(shard) => running.lowest.get(&shard).copied(),
             ReplayOutcome::Done | ReplayOutcome::Failed => None,
         };
         for id in running.watchers {
@@ -228,15 +227,5 @@ impl Merge {
                 }
             }
         }
-    }
-
-    /// The lowest cursor of the watchers that need something of a shard.
-    fn lowest_on(&self, fold: &Fold, watchers: &BTreeSet<WatcherId>, shard: ShardIx) -> Option<i64> {
-        let cursors = watchers.iter().filter_map(|id| {
-            let watcher = self.watchers.get(id)?;
-            let cursor = self.cursor(watcher);
-            touches(fold, &watcher.spec.range, shard, cursor + 1, self.head).then_some(cursor)
-        });
-        cursors.min()
     }
 }

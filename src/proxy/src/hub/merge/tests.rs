@@ -524,6 +524,27 @@ fn a_replay_that_is_compacted_for_one_is_tried_again_for_the_others() {
 }
 
 #[test]
+fn a_replay_that_is_compacted_for_one_that_is_gone_is_tried_again_for_the_others() {
+    let mut b = Bench::with(WindowLimits { bytes_max: usize::MAX, revisions_max: 0 });
+    b.adv(&[(A, 6), (B, 4)]); // 2..=5, and 6 and 7
+    b.ready(A, &[(3, &["a"]), (4, &["a"]), (5, &["a"]), (6, &["a"])]);
+    b.ready(B, &[(3, &["x"]), (4, &["x"])]);
+    b.run();
+    let (below, above, elsewhere) = (b.watch("a", 2), b.watch("a", 4), b.watch("x", 2));
+    let (_, effects) = b.run();
+    let [Effect::Replay { replay, .. }] = effects[..] else { panic!("{effects:?}") };
+    b.merge.cancel(below);
+    // Compacted at 4.
+    b.merge.replay_ended(&b.fold, replay, ReplayOutcome::Compacted(A));
+    b.merge.retry();
+    let (said, effects) = b.run();
+    let [Effect::Replay { ref shards, .. }] = effects[..] else { panic!("{effects:?}") };
+    assert_eq!((said.len(), b.merge.counts()), (0, (2, 2)), "{said:?}: {above} and {elsewhere} go on");
+    let from: Vec<_> = shards.iter().map(|of| (of.shard, of.from)).collect();
+    assert_eq!(from, [(A, 5), (B, 3)], "A is read for who needs it, from revision 4 on");
+}
+
+#[test]
 fn compaction_is_exact() {
     let mut b = Bench::new();
     b.adv(&[(A, 6)]); // 2..=5
