@@ -118,6 +118,7 @@ func run(ctx context.Context, args []string) (bool, error) {
 	f.DurationVar(&cfg.OpTimeout, "op-timeout", 15*time.Second, "deadline of one request")
 	f.DurationVar(&cfg.StallReport, "max-write-stall", 2*time.Second, "longer waits for a write are listed in the report; they fail nothing")
 	f.BoolVar(&cfg.Tolerate, "tolerate-unavailable", false, "Unavailable, timeouts and broken connections are counted, not failed")
+	f.DurationVar(&cfg.FaultMax, "fault-max", 0, "longest fault that somebody makes meanwhile: leases may end so much later")
 	f.DurationVar(&cfg.Compact, "compact-every", 0, "compact at this interval; 0 is never")
 	f.Int64Var(&cfg.CompactLag, "compact-lag", 1000, "revisions to keep behind a compaction")
 	f.DurationVar(&cfg.FinalWait, "final-wait", 30*time.Second, "how long each step at the end may take")

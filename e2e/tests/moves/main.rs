@@ -30,6 +30,7 @@ async fn moves_outlive_faults_at_every_step() -> Result<()> {
     };
     let wanted = std::env::var("FAULT_CELLS").ok();
     let seconds: f64 = std::env::var("FAULT_SECONDS").map_or(Ok(1.0), |text| text.parse())?;
+    let lasts = Duration::from_secs_f64(seconds);
     println!("FAULT_SEED={seed} FAULT_SECONDS={seconds}");
     let mut dice = Dice::new(seed);
     let cells = match wanted.as_deref() {
@@ -39,11 +40,11 @@ async fn moves_outlive_faults_at_every_step() -> Result<()> {
     };
     assert!(!cells.is_empty(), "FAULT_CELLS={wanted:?} names none");
     for part in cells.chunks(CELLS_JUDGED) {
-        let mut world = World::start().await?;
+        let mut world = World::start(lasts).await?;
         for &cell in part {
             let begun = Instant::now();
             let told = world
-                .play(cell, Duration::from_secs_f64(seconds), &mut dice)
+                .play(cell, lasts, &mut dice)
                 .await
                 .with_context(|| format!("{cell}, FAULT_SEED={seed}"))?;
             println!("{cell}: {told}, {:.1} s", begun.elapsed().as_secs_f64());

@@ -34,6 +34,10 @@ const MOVING: &str = "/mv/";
 const MOVE_MAX: Duration = Duration::from_secs(90);
 /// Time between two looks at a gate: writers wait while it is shut.
 const GATE_POLL: Duration = Duration::from_millis(2);
+/// Time between two looks at whether a move has ended without coming to its gate.
+const ORDER_POLL: Duration = Duration::from_millis(200);
+/// Moves that may end without coming to the gate.
+const MOVES_MAX: usize = 5;
 
 /// Where a move is held when something goes wrong: between each two of its steps.
 pub const STEPS: [&str; 12] = [
@@ -105,7 +109,8 @@ pub struct World {
 }
 
 impl World {
-    pub async fn start() -> Result<Self> {
+    /// - `fault_max`: how long a fault lasts.
+    pub async fn start(fault_max: Duration) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("sharded-etcd-moves-").tempdir()?;
         std::fs::create_dir(folder.path().join("gates"))?;
         let gates = folder.path().join("gates").display().to_string();
@@ -123,6 +128,8 @@ impl World {
         let endpoints: Vec<_> = cluster.proxies.iter().map(|proxy| proxy.endpoint.clone()).collect();
         let mut command = Command::new(tools::program(Tools::Workload, "workload").await?);
         command.args(["run", "--quiet", "--tolerate-unavailable", "--duration", "2h", "--final-wait", "60s"]);
+        // While writers of the range wait, a lease with keys there cannot end, and nobody sees an outage.
+        command.arg(format!("--fault-max={}ms", fault_max.as_millis()));
         // Gentle enough for two cores that also build.
         command.args(["--rate", "15", "--writers", "6", "--watchers", "3"]);
         command.args([
@@ -150,16 +157,8 @@ impl World {
     /// Moves the range, lets it go wrong, and waits until all is well; says what came of it.
     pub async fn play(&mut self, cell: Cell, lasts: Duration, dice: &mut Dice) -> Result<String> {
         self.load.check_running()?;
-        let from = self.owner().await?;
-        let to = (from + 1 + dice.below(u64::from(SHARDS) - 1) as usize) % SHARDS as usize;
-        let (shut, reached) = (self.gate(cell.step), self.gate(&format!("at {}", cell.step)));
-        std::fs::write(&shut, "")?;
-        let order = self.give(to).await?;
-        let limit = Instant::now() + MOVE_MAX;
-        while !reached.exists() {
-            ensure!(Instant::now() < limit, "the move does not come there:\n{}", self.manager_says());
-            sleep(GATE_POLL).await;
-        }
+        let (from, to, order) = self.held_move(cell.step, dice).await?;
+        let reached = self.reached(cell.step);
         let at = match cell.victim {
             Victim::Source => Some(1 + from),
             Victim::Destination => Some(1 + to),
@@ -176,6 +175,48 @@ impl World {
         self.cluster.serves().await?;
         self.is_clean(to).await?;
         Ok(format!("shard-{from} to shard-{to}, done {took:.1} s after the fault was over"))
+    }
+
+    /// A move that is held at the step: from where, to where, and its order.
+    async fn held_move(&self, step: &str, dice: &mut Dice) -> Result<(usize, usize, String)> {
+        std::fs::write(self.gate(step), "")?;
+        for _ in 0..MOVES_MAX {
+            let from = self.owner().await?;
+            let to = (from + 1 + dice.below(u64::from(SHARDS) - 1) as usize) % SHARDS as usize;
+            let order = self.give(to).await?;
+            if self.comes_to(step, &order).await? {
+                return Ok((from, to, order));
+            }
+        }
+        bail!("{MOVES_MAX} moves ended without coming there:\n{}", self.manager_says())
+    }
+
+    /// True once the move of an order is held at the step; false if it ends without. That can be: on a busy machine the answer
+    /// to a flip may come too late, and what came of it is then read from meta.
+    async fn comes_to(&self, step: &str, order: &str) -> Result<bool> {
+        let reached = self.reached(step);
+        let limit = Instant::now() + MOVE_MAX;
+        let mut looked = Instant::now();
+        while !reached.exists() {
+            ensure!(Instant::now() < limit, "the move does not come there:\n{}", self.manager_says());
+            sleep(GATE_POLL).await;
+            if looked.elapsed() < ORDER_POLL {
+                continue;
+            }
+            looked = Instant::now();
+            match self.order(order).await {
+                // The gate may have been reached since it was looked at, and then holds the end of the move.
+                Some(order) if order.is_over() && self.moves().await == Some(0) => {
+                    return Ok(reached.exists());
+                }
+                _ => {}
+            }
+        }
+        Ok(true)
+    }
+
+    fn reached(&self, step: &str) -> PathBuf {
+        self.gate(&format!("at {step}"))
     }
 
     fn gate(&self, name: &str) -> PathBuf {
@@ -265,18 +306,27 @@ impl World {
         Ok(id)
     }
 
+    /// An order as it is; `None` if meta does not answer.
+    async fn order(&self, id: &str) -> Option<OrderRecord> {
+        let request = pb::RangeRequest { key: order_key(id), ..Default::default() };
+        let kv = self.etcds[0].range(request).await.ok()?.kvs.pop()?;
+        OrderRecord::decode(&kv.value).ok()
+    }
+
+    /// How many moves are written down; `None` if meta does not answer.
+    async fn moves(&self) -> Option<usize> {
+        let moves = ops::range_request(&KeyRange::prefix(MOVES_PREFIX));
+        Some(self.etcds[0].range(moves).await.ok()?.kvs.len())
+    }
+
     /// Waits until the order is done and its move is over.
     async fn moved(&self, id: &str, to: usize) -> Result<()> {
         let over = wait_until("the move is over", MOVE_MAX, || async {
-            let order = pb::RangeRequest { key: order_key(id), ..Default::default() };
-            let kv = self.etcds[0].range(order).await.ok()?.kvs.pop()?;
-            let order = OrderRecord::decode(&kv.value).ok()?;
+            let order = self.order(id).await?;
             if order.is_over() && order.state != sharded_etcd_core::orders::OrderState::Done {
                 return Some(Err(order.message));
             }
-            let moves = ops::range_request(&KeyRange::prefix(MOVES_PREFIX));
-            let moves = self.etcds[0].range(moves).await.ok()?.kvs;
-            (order.is_over() && moves.is_empty()).then_some(Ok(()))
+            (self.moves().await? == 0 && order.is_over()).then_some(Ok(()))
         });
         match over.await.with_context(|| self.manager_says())? {
             Ok(()) => ensure!(self.owner().await? == to, "the keys are not on shard-{to}"),

@@ -442,6 +442,14 @@ func TestLeases(t *testing.T) {
 		h.Outages[0].To = 20 * second
 		expect(t, h, LeaseEnds)
 	})
+	t.Run("late for a fault that is no outage", func(t *testing.T) {
+		h := leased(dropped, 40*second, 40*second)
+		h.Outages = []Outage{{From: 5 * second, To: 20 * second}}
+		h.FaultMax = 10 * second
+		expect(t, h)
+		h.FaultMax = 5 * second
+		expect(t, h, LeaseEnds)
+	})
 	t.Run("kept lost early", func(t *testing.T) { expect(t, leased(kept, 3*second, 3*second), LeaseEarly) })
 	t.Run("kept lost by half", func(t *testing.T) { expect(t, leased(kept, 7*second, 0), LeaseEnds) })
 	t.Run("kept", func(t *testing.T) { expect(t, leased(kept, 0, 0)) })

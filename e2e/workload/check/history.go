@@ -218,6 +218,8 @@ type History struct {
 	// OneRevision asks that a revoke deletes all keys in one revision, as
 	// one etcd does.
 	OneRevision bool
+	// FaultMax is how long a fault lasts at most that clients may not see.
+	FaultMax time.Duration
 	// LockDirs are directories in which only the oldest key's holder may
 	// write a second time: locks and elections.
 	LockDirs []Range

@@ -25,12 +25,15 @@ func (h *History) overlapsOutage(from, to time.Duration) bool {
 
 // EndDeadline is when a lease must be gone whose last answer came at answered.
 // A server that restarts, or gets a new leader, grants every lease its full TTL
-// again, so each outage before the deadline moves it.
-func EndDeadline(answered, ttl time.Duration, outages []Outage) time.Duration {
-	deadline := answered + ttl + endSlack
+// again, so each outage before the deadline moves it. A fault of at most
+// faultMax may keep a lease from ending without being an outage: where a range
+// is closed for a move whose executor is away, nobody can delete its keys.
+func EndDeadline(answered, ttl, faultMax time.Duration, outages []Outage) time.Duration {
+	slack := endSlack + faultMax
+	deadline := answered + ttl + slack
 	for _, o := range outages {
 		if o.From <= deadline && o.To > answered {
-			deadline = max(deadline, o.To+ttl+endSlack)
+			deadline = max(deadline, o.To+ttl+slack)
 		}
 	}
 	return deadline
@@ -72,7 +75,7 @@ func (l *line) checkLease(lease *LeaseLog, led *Ledger) {
 		return
 	}
 	last := lease.Renewals[len(lease.Renewals)-1]
-	deadline := EndDeadline(last.Answered, lease.TTL, h.Outages)
+	deadline := EndDeadline(last.Answered, lease.TTL, h.FaultMax, h.Outages)
 	lost, alive := 0, 0
 	for _, key := range lease.Keys {
 		gone, isGone := h.Gone[key]

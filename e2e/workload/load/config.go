@@ -31,6 +31,7 @@ type Config struct {
 	OpTimeout   time.Duration
 	StallReport time.Duration // longer write stalls are listed
 	Tolerate    bool          // unavailable and ambiguous answers are counted, not failed
+	FaultMax    time.Duration // a lease may end so much later
 	Compact     time.Duration // 0: never
 	CompactLag  int64         // revisions kept behind a compaction
 	FinalWait   time.Duration // bound on catching up at the end

@@ -382,7 +382,7 @@ func (l *leaser) awaitExpiry(x *lease) {
 		if limit == math.MaxInt64 && l.stopped() {
 			limit = now + l.cfg.FinalWait
 		}
-		if left == 0 || now > limit || now > check.EndDeadline(last, x.log.TTL, l.outages.list(now)) {
+		if left == 0 || now > limit || now > check.EndDeadline(last, x.log.TTL, l.cfg.FaultMax, l.outages.list(now)) {
 			return
 		}
 		time.Sleep(5 * pollGap)

@@ -64,6 +64,7 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	r.release()
 	h := e.rec.History()
 	h.OneRevision = cfg.OneRevision
+	h.FaultMax = cfg.FaultMax
 	h.Outages = e.outages.list(e.rec.Now())
 	check.Check(h, e.led)
 	r.live(stoppedAt)

@@ -114,3 +114,32 @@ async fn a_standby_takes_over() {
     world.assert_clean(2).await;
     second.close().await;
 }
+
+/// History counts, too: the data alone would fit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pin_waits_for_room_in_the_quota() {
+    let world = World::new(2).await;
+    let client = Client::new(&world);
+    for i in 0..500 {
+        client.put(&format!("a{i:05}"), &"v".repeat(400), 0).await;
+    }
+    for _ in 0..400 {
+        client.put("x", &"v".repeat(1000), 0).await;
+    }
+    assert_eq!((world.owner("a00000").0, world.owner("x").0), (0, 1));
+    let within = |quota_bytes| {
+        let pinned = Topology::clone(&topology(2, &[("a", 1)]));
+        Arc::new(Topology { quota_bytes, ..pinned })
+    };
+    let (wanted, _) = watch::channel(within(Some(500_000)));
+    let manager = Manager::start(options(&world, &wanted, "one"));
+    let waits =
+        |s: &ManagerStatus| s.waits.iter().any(|w| w.reason.contains("would take shard-1 over its quota"));
+    until(&manager, "a reason", |s| s.complete && waits(s)).await;
+    assert_eq!(world.owner("a00000").0, 0);
+    wanted.send_replace(within(Some(5_000_000)));
+    until(&manager, "the pin", |s| s.settled && !waits(s)).await;
+    assert_eq!(world.owner("a00000").0, 1);
+    client.check().await;
+    manager.close().await;
+}

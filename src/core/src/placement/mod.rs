@@ -35,6 +35,7 @@
 mod balance;
 mod by_size;
 mod drain;
+mod explain;
 mod merge;
 mod model;
 mod observation;

@@ -6,7 +6,6 @@
 //! shard that leaves or for a pin, may take all of it.
 
 use super::{
-    Limits,
     model::{Measure, Model, ShardAt},
     planner::Waits,
     text::bytes_text,
@@ -54,8 +53,7 @@ pub(super) fn no_room(model: &Model<'_>, shard: ShardAt, bytes: u64) -> Option<S
 
 /// True if the shard is given nothing more for balance, or next to nothing.
 pub(super) fn is_full(model: &Model<'_>, shard: ShardAt) -> bool {
-    let Limits { tolerance_bytes, .. } = *model.limits;
-    model.topology.quota_bytes.is_some() && for_balance(model, shard) < tolerance_bytes.max(1)
+    model.topology.quota_bytes.is_some() && for_balance(model, shard) < model.tolerance(Measure::Bytes).max(1)
 }
 
 /// What bounds a shard, for people: after its name.
