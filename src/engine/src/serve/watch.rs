@@ -209,8 +209,8 @@ impl Session {
             while let Some(Some(response)) = self.streams.next().now_or_never() {
                 self.forward(response).await?;
             }
-            let revision = self.engine.shared.marked_revision();
-            if self.watchers.values().all(|running| running.probe.has_seen(revision)) {
+            let probes = self.watchers.values().map(|running| &running.probe);
+            if let Some(revision) = self.engine.shared.watchers.seen_by(probes) {
                 let header = Some(self.engine.shared.header(revision));
                 return self
                     .send(pb::WatchResponse { header, watch_id: NO_WATCHER, ..Default::default() })
