@@ -101,7 +101,7 @@ impl<K: Kv, W: Watch, L: Lease> Recipes<K, W, L> {
                     if event.r#type() == pb::EventType::Delete {
                         break 'leads;
                     }
-                    let answer = LeaderResponse { header: header.clone(), kv: event.kv };
+                    let answer = LeaderResponse { header, kv: event.kv };
                     answers.send(Ok(answer)).await.map_err(|_| Ended(None))?;
                 }
             }
