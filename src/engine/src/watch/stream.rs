@@ -151,6 +151,8 @@ impl Watcher {
             Ok(scan) => scan,
             Err(compact_revision) => return Step::Batch(Batch::Compacted { compact_revision }),
         };
+        // First: once it says that it is further, compaction may give back what `prev_kv` shows.
+        let events = self.shared.read(self.events(&scan.events));
         self.next = self.next.max(scan.next);
         if scan.reached_end {
             handle.set_pending(0);
@@ -161,10 +163,8 @@ impl Watcher {
         } else {
             handle.set_pending(scan.next);
         }
-        if scan.events.is_empty() {
-            return Step::Behind;
-        }
-        match self.shared.read(self.events(&scan.events)) {
+        match events {
+            Ok(events) if events.is_empty() => Step::Behind,
             Ok(events) => Step::Batch(Batch::Events { events, revision: scan.last }),
             Err(error) => Step::Batch(Batch::Unreadable { error }),
         }
