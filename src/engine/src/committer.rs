@@ -354,8 +354,7 @@ impl Committer {
 
     fn mark_watchers(&mut self, revisions: &[Changes]) {
         if !revisions.is_empty() {
-            self.shared.watchers.mark(revisions);
-            self.shared.set_marked_revision(self.store.revision());
+            self.shared.watchers.mark(revisions, self.store.revision());
         }
     }
 

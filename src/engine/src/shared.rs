@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicI64, Ordering},
+    atomic::{AtomicBool, Ordering},
 };
 
 use arc_swap::ArcSwap;
@@ -34,8 +34,6 @@ pub struct Shared {
     /// Its history, for watchers.
     pub(crate) log: RwLock<EventLog>,
     pub(crate) watchers: Arc<Registry>,
-    /// Revision up to which all watchers concerned were marked.
-    marked: AtomicI64,
     pub(crate) leases: Mutex<LeaseClock>,
     /// Fires after leases were revoked.
     pub(crate) revoked: Notify,
@@ -59,10 +57,9 @@ impl Shared {
         Self {
             cluster_id,
             member_id,
-            marked: AtomicI64::new(store.revision()),
+            watchers: Arc::new(Registry::new(store.revision())),
             published: ArcSwap::from_pointee(store),
             log: RwLock::new(log),
-            watchers: Arc::default(),
             leases: Mutex::default(),
             revoked: Notify::new(),
             failure: RwLock::default(),
@@ -116,14 +113,6 @@ impl Shared {
     pub(crate) fn fill(&self, header: &mut Option<pb::ResponseHeader>) {
         let revision = header.as_ref().map_or(0, |header| header.revision);
         *header = Some(self.header(revision));
-    }
-
-    pub(crate) fn marked_revision(&self) -> i64 {
-        self.marked.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn set_marked_revision(&self, revision: i64) {
-        self.marked.store(revision, Ordering::Release);
     }
 
     /// Has the committer look at what there is to do.

@@ -79,6 +79,38 @@ impl Health for ServerHealth {
             stream::empty().boxed()
         };
         let open = changes.chain(stream::pending()).take_until(self.shutdown.clone().cancelled_owned());
-        Ok(Response::new(stream::once(async move { Ok(first) }).chain(open).boxed()))
+        let stopped = async { Err(Status::unavailable("etcdserver: server stopped")) };
+        let answers = stream::once(async move { Ok(first) }).chain(open).chain(stream::once(stopped));
+        Ok(Response::new(answers.boxed()))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_drains_says_so_to_who_asks_and_to_who_listens() {
+        let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
+        let health = ServerHealth::new(draining.clone(), shutdown.clone());
+        let whole = || Request::new(HealthCheckRequest::default());
+        let other = || Request::new(HealthCheckRequest { service: "other".to_owned() });
+        let mut changes = health.watch(whole()).await.unwrap().into_inner();
+        let mut others = health.watch(other()).await.unwrap().into_inner();
+        assert_eq!(changes.next().await.unwrap().unwrap().status(), ServingStatus::Serving);
+        assert_eq!(others.next().await.unwrap().unwrap().status(), ServingStatus::ServiceUnknown);
+        draining.cancel();
+        assert_eq!(changes.next().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+        assert_eq!(health.check(whole()).await.unwrap().into_inner().status(), ServingStatus::NotServing);
+        let mut late = health.watch(whole()).await.unwrap().into_inner();
+        assert_eq!(late.next().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+        shutdown.cancel();
+        for stream in [&mut changes, &mut others, &mut late] {
+            assert_eq!(stream.next().await.unwrap().unwrap_err().code(), Code::Unavailable);
+            assert!(stream.next().await.is_none());
+        }
     }
 }

@@ -24,7 +24,7 @@ impl Ctx {
         answer.leader.ok_or_else(|| Stop("Campaign names no leader".to_owned()))
     }
 
-    /// Begins to wait with a lease, and returns once the server has it as a candidate.
+    /// Begins to wait with a lease, and returns once the server has it as a candidate and waits with it.
     async fn candidate(
         &self,
         lease: i64,
@@ -34,6 +34,10 @@ impl Ctx {
         let candidate = tokio::spawn(async move { c.try_campaign(lease, value).await });
         let key = self.election_key(lease);
         self.until("the candidate is known", || async { Ok(self.kv(&key).await?.map(|_| ())) }).await?;
+        // What is written later is answered later: then the server knows of its own answer and waits.
+        for _ in 0..5 {
+            self.put("b/later", "").await?;
+        }
         Ok(candidate)
     }
 

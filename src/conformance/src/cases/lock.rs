@@ -32,12 +32,16 @@ impl Ctx {
         format!("{NAME}/{lease:x}")
     }
 
-    /// Begins to wait with a lease, and returns once the server has it as a waiter.
+    /// Begins to wait with a lease, and returns once the server has it as a waiter and waits with it.
     async fn waiter(&self, lease: i64) -> Check<JoinHandle<Result<lock::LockResponse, Status>>> {
         let c = self.clone();
         let waiter = tokio::spawn(async move { c.try_lock(lease).await });
         let key = self.lock_key(lease);
         self.until("the waiter is known", || async { Ok(self.kv(&key).await?.map(|_| ())) }).await?;
+        // What is written later is answered later: then the server knows of its own answer and waits.
+        for _ in 0..5 {
+            self.put("b/later", "").await?;
+        }
         Ok(waiter)
     }
 }

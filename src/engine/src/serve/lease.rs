@@ -1,12 +1,15 @@
 //! `etcdserverpb.Lease`.
 
-use futures::{StreamExt, stream};
+use futures::{StreamExt, future::ready, stream};
 use sharded_etcd_etcd_api::{etcdserverpb::lease_server::Lease, messages as pb};
 use sharded_etcd_shard::Shard;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Service, status};
-use crate::metrics::{InFlight, Method};
+use crate::{
+    errors,
+    metrics::{InFlight, Method},
+};
 
 #[tonic::async_trait]
 impl Lease for Service {
@@ -41,8 +44,10 @@ impl Lease for Service {
                 async move { engine.lease_keep_alive(request?.id).await.map_err(status) }
             })
             .map(move |answer| call.see(answer))
-            .take_until(shutdown.cancelled_owned());
-        Ok(Response::new(answers.boxed()))
+            .take_until(shutdown.clone().cancelled_owned());
+        // As for watches: a server that stops says so.
+        let told = async move { shutdown.is_cancelled().then(|| Err(status(errors::stopped()))) };
+        Ok(Response::new(answers.chain(stream::once(told).filter_map(ready)).boxed()))
     }
 
     async fn lease_time_to_live(

@@ -1,7 +1,8 @@
 //! `etcdserverpb.Watch`: many watchers on one gRPC stream.
 //!
 //! One task owns a stream and all its watchers, so the order of what it sends is the order in which it decides: a
-//! progress answer comes after all events that it covers.
+//! progress answer comes after all events that it covers. A server that stops ends it with an error, never just so:
+//! clientv3 takes that for the end of its watches, and an error for a reason to begin them anew.
 
 use std::{
     collections::HashMap,
@@ -10,16 +11,17 @@ use std::{
 
 use futures::{
     FutureExt, StreamExt,
+    future::ready,
     stream::{self, AbortHandle, BoxStream, SelectAll},
 };
 use sharded_etcd_etcd_api::{etcdserverpb::watch_server::Watch, messages as pb};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Service, status};
 use crate::{
-    Engine,
+    Engine, errors,
     metrics::{InFlight, Method},
     shard::refusal,
     shared::Shared,
@@ -35,7 +37,7 @@ const NO_WATCHER: i64 = -1;
 
 #[tonic::async_trait]
 impl Watch for Service {
-    type WatchStream = ReceiverStream<Result<pb::WatchResponse, Status>>;
+    type WatchStream = BoxStream<'static, Result<pb::WatchResponse, Status>>;
 
     async fn watch(
         &self,
@@ -52,14 +54,19 @@ impl Watch for Service {
         let stream = OpenStream::new(&self.engine.shared);
         let shutdown = self.shutdown.clone();
         let requests = request.into_inner();
+        let (tell, told) = oneshot::channel();
         tokio::spawn(async move {
             let _stream = stream;
             tokio::select! {
                 () = session.run(requests) => {}
-                () = shutdown.cancelled() => {}
+                () = shutdown.cancelled() => {
+                    // If the client is gone nobody hears it.
+                    let _ = tell.send(status(errors::stopped()));
+                }
             }
         });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        let told = stream::once(told).filter_map(|told| ready(told.ok().map(Err)));
+        Ok(Response::new(ReceiverStream::new(receiver).chain(told).boxed()))
     }
 }
 
@@ -202,8 +209,8 @@ impl Session {
             while let Some(Some(response)) = self.streams.next().now_or_never() {
                 self.forward(response).await?;
             }
-            let revision = self.engine.shared.marked_revision();
-            if self.watchers.values().all(|running| running.probe.has_seen(revision)) {
+            let probes = self.watchers.values().map(|running| &running.probe);
+            if let Some(revision) = self.engine.shared.watchers.seen_by(probes) {
                 let header = Some(self.engine.shared.header(revision));
                 return self
                     .send(pb::WatchResponse { header, watch_id: NO_WATCHER, ..Default::default() })

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::Probe;
 use crate::mvcc::{Changes, KeyRange};
 
 /// What the committer and one watcher share.
@@ -30,7 +31,8 @@ impl Handle {
 
     /// Says from where the watcher goes on; only the watcher itself calls this.
     pub fn set_pending(&self, revision: i64) {
-        self.pending.store(revision, Ordering::Release);
+        // In one order with the marks: see `Registry::mark`.
+        self.pending.store(revision, Ordering::SeqCst);
     }
 
     /// Waits until [`Self::mark`] was called since the last wait.
@@ -39,7 +41,7 @@ impl Handle {
     }
 
     fn mark(&self, revision: i64) {
-        if self.pending.compare_exchange(0, revision, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+        if self.pending.compare_exchange(0, revision, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
             self.wake.notify_one();
         }
     }
@@ -48,9 +50,11 @@ impl Handle {
 type Group = HashMap<u64, Arc<Handle>>;
 
 /// All watchers, grouped by what they watch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
     inner: Mutex<Groups>,
+    /// The newest revision that watchers may read; written under the lock.
+    marked: AtomicI64,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +65,25 @@ struct Groups {
 }
 
 impl Registry {
+    /// One without watchers, which may read up to `revision`.
+    pub fn new(revision: i64) -> Self {
+        Self { inner: Mutex::default(), marked: AtomicI64::new(revision) }
+    }
+
+    /// The newest revision that watchers may read.
+    pub fn marked(&self) -> i64 {
+        self.marked.load(Ordering::SeqCst)
+    }
+
+    /// The newest revision that watchers may read, if all of these have taken out everything up to it. What they took
+    /// out is not newer, so that it may follow as their progress.
+    pub fn seen_by<'a>(&self, mut probes: impl Iterator<Item = &'a Probe>) -> Option<i64> {
+        // Nothing is marked in between.
+        let _groups = self.inner.lock();
+        let revision = self.marked();
+        probes.all(|probe| probe.has_seen(revision)).then_some(revision)
+    }
+
     /// Adds a watcher; revisions published from now on are marked.
     pub fn register(self: &Arc<Self>, range: KeyRange) -> Registration {
         let handle = Arc::new(Handle::default());
@@ -75,9 +98,11 @@ impl Registry {
         Registration { registry: Arc::clone(self), id, range, handle }
     }
 
-    /// Marks the watchers that new revisions concern. Called after they are in the log.
-    pub fn mark(&self, revisions: &[Changes]) {
+    /// Lets watchers read up to `last`, and marks those that these revisions concern. Called after they are in the log.
+    pub fn mark(&self, revisions: &[Changes], last: i64) {
         let groups = self.inner.lock();
+        // First: a watcher that is still at work is not marked, and looks at this once it is done.
+        self.marked.store(last, Ordering::SeqCst);
         for version in revisions.iter().flat_map(Changes::as_slice) {
             if groups.single.is_empty() {
                 break;

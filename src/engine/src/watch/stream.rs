@@ -69,7 +69,7 @@ pub struct Watcher {
     shared: Arc<Shared>,
     registration: Registration,
     settings: Settings,
-    /// The first revision that the request asks for.
+    /// The first revision that the request asks for; without one, that of the store when it was made.
     start: i64,
     /// The first revision that may be delivered.
     next: i64,
@@ -87,8 +87,8 @@ pub struct Probe {
 
 impl Probe {
     /// Whether the watcher has taken out everything up to `revision`, up to which watchers were marked, and has not
-    /// to wait for its start, as etcd's progress has it.
-    pub fn has_seen(&self, revision: i64) -> bool {
+    /// to wait for its start, as etcd's progress has it. See [`Registry::seen_by`](super::Registry::seen_by).
+    pub(super) fn has_seen(&self, revision: i64) -> bool {
         self.handle.pending() == 0 && revision >= self.start
     }
 }
@@ -105,15 +105,14 @@ impl Watcher {
         if starts_in_past {
             registration.handle.set_pending(start_revision);
         }
-        let watcher = Self { shared, registration, settings, start: start_revision, next, starts_in_past };
+        let start = if start_revision == 0 { current } else { start_revision };
+        let watcher = Self { shared, registration, settings, start, next, starts_in_past };
         (watcher, current)
     }
 
     /// The revision up to which the watcher has seen everything, if it is in sync and has reached its start.
     pub fn progress(&self) -> Option<i64> {
-        // The order matters: what is published after this load may not be marked yet.
-        let revision = self.shared.marked_revision();
-        self.probe().has_seen(revision).then_some(revision)
+        self.shared.watchers.seen_by(std::iter::once(&self.probe()))
     }
 
     /// Something that tells how far the watcher is while somebody else polls it.
@@ -152,20 +151,20 @@ impl Watcher {
             Ok(scan) => scan,
             Err(compact_revision) => return Step::Batch(Batch::Compacted { compact_revision }),
         };
+        // First: once it says that it is further, compaction may give back what `prev_kv` shows.
+        let events = self.shared.read(self.events(&scan.events));
         self.next = self.next.max(scan.next);
         if scan.reached_end {
             handle.set_pending(0);
             // A revision that came between the scan and this found the watcher pending and did not mark it.
-            if self.shared.log.read().last_revision() >= scan.next {
+            if self.shared.watchers.marked() >= scan.next {
                 handle.set_pending(scan.next);
             }
         } else {
             handle.set_pending(scan.next);
         }
-        if scan.events.is_empty() {
-            return Step::Behind;
-        }
-        match self.shared.read(self.events(&scan.events)) {
+        match events {
+            Ok(events) if events.is_empty() => Step::Behind,
             Ok(events) => Step::Batch(Batch::Events { events, revision: scan.last }),
             Err(error) => Step::Batch(Batch::Unreadable { error }),
         }
@@ -173,14 +172,16 @@ impl Watcher {
 
     /// Collects what concerns this watcher from `from` on; the compaction's revision if that is gone.
     fn scan(&self, from: i64) -> Result<Scan, i64> {
+        // What is in the log and not marked yet has to wait: a progress answer could not cover it.
+        let marked = self.shared.watchers.marked();
         let log = self.shared.log.read();
         // Nothing ever happened before, so that is not missing.
         let from = from.max(FIRST_EVENT_REVISION);
         if from < log.first_revision() {
             return Err(self.shared.published.load().compact_revision());
         }
-        let last = log.last_revision().min(from.saturating_add(SCAN_REVISIONS_MAX));
-        let mut scan = Scan { events: Vec::new(), next: from, last: log.last_revision(), reached_end: false };
+        let last = marked.min(from.saturating_add(SCAN_REVISIONS_MAX));
+        let mut scan = Scan { events: Vec::new(), next: from, last: marked, reached_end: false };
         let (mut revisions, mut bytes) = (0, 0);
         while scan.next <= last && revisions < BATCH_REVISIONS_MAX && bytes < BATCH_BYTES_MAX {
             let Some(changes) = log.get(scan.next) else { break };
@@ -221,7 +222,7 @@ struct Scan {
     events: Vec<VersionRef>,
     /// The first revision that was not looked at.
     next: i64,
-    /// The last revision that there is.
+    /// The last revision that watchers may read.
     last: i64,
     reached_end: bool,
 }
@@ -230,4 +231,89 @@ struct Scan {
 fn previous_key_value(version: &Version) -> Result<Option<pb::KeyValue>, ValueError> {
     let before = version.previous().and_then(|previous| Version::at(&previous, version.mod_revision - 1));
     before.filter(|before| before.is_live()).map(|before| before.to_key_value()).transpose()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::{
+        mvcc::{Changes, EventLog, Store},
+        txn,
+    };
+
+    /// A store whose committer is this test.
+    struct Stored {
+        store: Store,
+        shared: Arc<Shared>,
+    }
+
+    impl Stored {
+        fn new() -> Self {
+            let store = Store::default();
+            let log = EventLog::new(FIRST_EVENT_REVISION);
+            Self { shared: Arc::new(Shared::new(1, 1, store.clone(), log)), store }
+        }
+
+        /// Publishes a put and does not mark it yet.
+        fn publish(&mut self, key: &'static str) -> Vec<Changes> {
+            let request = pb::PutRequest { key: key.into(), value: "v".into(), ..Default::default() };
+            let (_, changes) = txn::put(&mut self.store, &request).unwrap();
+            let changes: Vec<Changes> = changes.into_iter().collect();
+            self.shared.published.store(Arc::new(self.store.clone()));
+            changes.iter().for_each(|changes| self.shared.log.write().push(changes.clone()));
+            changes
+        }
+
+        fn mark(&self, changes: &[Changes]) {
+            self.shared.watchers.mark(changes, self.store.revision());
+        }
+
+        fn watch(&self, start_revision: i64) -> Watcher {
+            let all = KeyRange::new(vec![0].into(), vec![0].into());
+            Watcher::new(Arc::clone(&self.shared), all, start_revision, Settings::default()).0
+        }
+    }
+
+    /// The revisions that the watcher delivers without waiting.
+    fn delivered(watcher: &mut Watcher) -> Vec<i64> {
+        let mut revisions = Vec::new();
+        while let Some(Some(batch)) = watcher.next().now_or_never() {
+            let Batch::Events { events, revision } = batch else { panic!("{batch:?}") };
+            assert!(events.iter().all(|event| event.kv.as_ref().unwrap().mod_revision <= revision));
+            revisions.extend(events.into_iter().map(|event| event.kv.unwrap().mod_revision));
+        }
+        revisions
+    }
+
+    #[test]
+    fn a_watcher_delivers_nothing_that_its_progress_does_not_cover() {
+        let mut stored = Stored::new();
+        let first = stored.publish("a");
+        stored.mark(&first);
+        let mut late = stored.watch(2);
+        // In the log while the watcher reads, and not marked before it is done.
+        let second = stored.publish("b");
+        assert_eq!((delivered(&mut late), late.progress()), (vec![2], Some(2)));
+        stored.mark(&second);
+        assert_eq!(late.progress(), None, "it is marked and has not looked");
+        assert_eq!((delivered(&mut late), late.progress()), (vec![3], Some(3)));
+        assert_eq!((delivered(&mut late), late.progress()), (vec![], Some(3)));
+    }
+
+    #[test]
+    fn a_watcher_from_now_on_says_nothing_of_the_time_before() {
+        let mut stored = Stored::new();
+        let first = stored.publish("a");
+        let mut watcher = stored.watch(0);
+        assert_eq!(watcher.progress(), None, "the revision that it was made at is not marked");
+        stored.mark(&first);
+        assert_eq!((delivered(&mut watcher), watcher.progress()), (vec![], Some(2)));
+        let second = stored.publish("b");
+        assert_eq!((delivered(&mut watcher), watcher.progress()), (vec![], Some(2)));
+        stored.mark(&second);
+        assert_eq!((delivered(&mut watcher), watcher.progress()), (vec![3], Some(3)));
+    }
 }

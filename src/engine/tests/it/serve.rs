@@ -8,6 +8,7 @@ use sharded_etcd_etcd_api::{
         watch_client::WatchClient,
     },
     messages as pb,
+    v3electionpb::{self, election_client::ElectionClient},
 };
 use sharded_etcd_shard::{
     Shard,
@@ -152,6 +153,43 @@ async fn serving_ends_with_open_watches() {
     assert!(!matches!(watch.next().await, Some(Ok(_))));
     // The engine is still open.
     server.fixture.put("a", "1").await;
+}
+
+#[tokio::test]
+async fn streams_end_with_an_error_after_which_clients_go_on() {
+    let server = server().await;
+    let mut watches = WatchClient::connect(server.endpoint.clone()).await.unwrap();
+    let create =
+        pb::RequestUnion::CreateRequest(pb::WatchCreateRequest { key: "a".into(), ..Default::default() });
+    let request = stream::iter([pb::WatchRequest { request_union: Some(create) }]);
+    let mut watch = watches.watch(request.chain(stream::pending())).await.unwrap().into_inner();
+    assert!(watch.message().await.unwrap().unwrap().created);
+
+    let mut leases = LeaseClient::connect(server.endpoint.clone()).await.unwrap();
+    server.fixture.grant(5, 60).await;
+    let beat = stream::iter([pb::LeaseKeepAliveRequest { id: 5 }]).chain(stream::pending());
+    let mut answers = leases.lease_keep_alive(beat).await.unwrap().into_inner();
+    assert_eq!(answers.message().await.unwrap().unwrap().ttl, 60);
+
+    let mut elections = ElectionClient::connect(server.endpoint.clone()).await.unwrap();
+    let campaign = v3electionpb::CampaignRequest { name: "e".into(), lease: 5, value: "one".into() };
+    elections.campaign(campaign).await.unwrap();
+    let name = v3electionpb::LeaderRequest { name: "e".into() };
+    let mut leaders = elections.observe(name).await.unwrap().into_inner();
+    assert_eq!(leaders.message().await.unwrap().unwrap().kv.unwrap().value, "one");
+
+    server.shutdown.cancel();
+    let told = [
+        watch.message().await.unwrap_err(),
+        answers.message().await.unwrap_err(),
+        leaders.message().await.unwrap_err(),
+    ];
+    for status in told {
+        assert_eq!(
+            (status.code(), status.message()),
+            (tonic::Code::Unavailable, "etcdserver: server stopped")
+        );
+    }
 }
 
 #[tokio::test]

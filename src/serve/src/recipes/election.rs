@@ -15,7 +15,7 @@ use sharded_etcd_etcd_api::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::{
     OnDrop, Recipes, by_creation, created_at, end_of, first_of, get, key_of, op, prefix_of, put, revision,
@@ -25,8 +25,15 @@ use super::{
 /// Answers to who observes that wait for the client at most.
 const ANSWERS_MAX: usize = 16;
 
-/// The observer is gone, or what it reads has ended.
-struct Ended;
+/// The observer is gone, or what it reads has ended: with what is told of it, if anything is.
+struct Ended(Option<Status>);
+
+impl From<Status> for Ended {
+    /// As in etcd the stream just ends, whatever the reason; but clients of a server that stops are to go on elsewhere.
+    fn from(status: Status) -> Self {
+        Self(Some(status).filter(|status| status.code() == Code::Unavailable))
+    }
+}
 
 impl<K: Kv, W: Watch, L: Lease> Recipes<K, W, L> {
     /// Puts the leader's value, if it leads still.
@@ -68,7 +75,7 @@ impl<K: Kv, W: Watch, L: Lease> Recipes<K, W, L> {
         answers: mpsc::Sender<Result<LeaderResponse, Status>>,
     ) -> Result<(), Ended> {
         loop {
-            let mut leader = self.leader_of(&prefix).await.map_err(|_| Ended)?;
+            let mut leader = self.leader_of(&prefix).await?;
             let kv = match leader.kv.take() {
                 Some(kv) => kv,
                 None => {
@@ -85,17 +92,17 @@ impl<K: Kv, W: Watch, L: Lease> Recipes<K, W, L> {
                 ..Default::default()
             };
             leader.kv = Some(kv);
-            answers.send(Ok(leader)).await.map_err(|_| Ended)?;
-            let mut changes = pin!(self.watch(create).await.map_err(|_| Ended)?);
+            answers.send(Ok(leader)).await.map_err(|_| Ended(None))?;
+            let mut changes = pin!(self.watch(create).await?);
             'leads: loop {
-                let change = changes.next().await.ok_or(Ended)?;
-                let pb::WatchResponse { header, events, .. } = seen(change).map_err(|_| Ended)?;
+                let change = changes.next().await.ok_or(Ended(None))?;
+                let pb::WatchResponse { header, events, .. } = seen(change)?;
                 for event in events {
                     if event.r#type() == pb::EventType::Delete {
                         break 'leads;
                     }
-                    let answer = LeaderResponse { header: header.clone(), kv: event.kv };
-                    answers.send(Ok(answer)).await.map_err(|_| Ended)?;
+                    let answer = LeaderResponse { header, kv: event.kv };
+                    answers.send(Ok(answer)).await.map_err(|_| Ended(None))?;
                 }
             }
         }
@@ -109,9 +116,9 @@ impl<K: Kv, W: Watch, L: Lease> Recipes<K, W, L> {
             start_revision,
             ..Default::default()
         };
-        let mut answers = pin!(self.watch(create).await.map_err(|_| Ended)?);
+        let mut answers = pin!(self.watch(create).await?);
         loop {
-            let answer = seen(answers.next().await.ok_or(Ended)?).map_err(|_| Ended)?;
+            let answer = seen(answers.next().await.ok_or(Ended(None))?)?;
             let put = answer.events.into_iter().find(|event| event.r#type() == pb::EventType::Put);
             if let Some(kv) = put.and_then(|event| event.kv) {
                 return Ok(kv);
@@ -191,11 +198,13 @@ impl<K: Kv, W: Watch, L: Lease> Election for Recipes<K, W, L> {
         let (answers, stream) = mpsc::channel(ANSWERS_MAX);
         let recipes = self.clone();
         tokio::spawn(async move {
-            let gone = answers.clone();
-            // The stream just ends, as in etcd, whatever the reason.
+            let told = answers.clone();
             tokio::select! {
-                Err(Ended) = recipes.tell_leaders(prefix, answers) => {}
-                () = gone.closed() => {}
+                ended = recipes.tell_leaders(prefix, answers) => if let Err(Ended(Some(status))) = ended {
+                    // If the client is gone nobody hears it.
+                    let _ = told.send(Err(status)).await;
+                },
+                () = told.closed() => {}
             }
         });
         Ok(Response::new(ReceiverStream::new(stream)))
