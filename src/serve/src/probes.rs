@@ -349,9 +349,14 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_there_is_not_found_and_an_unknown_service_unimplemented() {
         for method in [Method::GET, Method::POST] {
-            let answer = ask(Server::default(), method, "/v3/kv/range").await;
+            let answer = ask(Server::default(), method, "/v2/keys").await;
             assert_eq!(answer, said(404, "404 page not found\n"));
         }
+        // Of the JSON gateway.
+        let none = ask(Server::default(), Method::POST, "/v3/kv/none").await;
+        assert_eq!(none, said(404, "{\"code\":5,\"message\":\"Not Found\"}"));
+        let read = ask(Server::default(), Method::GET, "/v3/kv/range").await;
+        assert_eq!(read, said(501, "{\"code\":12,\"message\":\"Method Not Allowed\"}"));
         let request = Request::builder()
             .method(Method::POST)
             .uri("/a.Service/Call")
