@@ -6,10 +6,10 @@
 #   e2e/bench/moves.sh [MOVES] [MIB]     MOVES under load with each engine (default 500), MIB moved at once (default 128)
 #
 # SHARDED_ETCD: the program (default target/release/sharded-etcd, built if it is not there). BENCH_DIR: where the data go.
-# ENGINES: which (default "embedded etcd").
+# ENGINES: which (default "embedded etcd"). AT_ONCE: how many moves at once (default 8; the spec's own default is 1).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-moves=${1:-500} mib=${2:-128}
+moves=${1:-500} mib=${2:-128} at_once=${AT_ONCE:-8}
 
 . e2e/bench/lib.sh moves 23880
 
@@ -57,14 +57,14 @@ machine
 : >"$work/speeds"
 : >"$work/spread"
 echo
-echo "Milliseconds from the close of a moving range to its flip, under load:"
+echo "Milliseconds from the close of a moving range to its flip, under load, $at_once moves at once:"
 echo
 echo "| shards | moves | p50 | p99 | longest | given up | seconds |"
 echo "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
 for engine in ${ENGINES:-embedded etcd}; do
     spec <<<"shards: 3
 keyspace: {presplit: [$(for p in "${prefixes[@]}" /m3/; do printf '%s, ' "$p"; done | sed 's/, $//')]}
-rebalance: {mode: Manual, maxConcurrentMoves: 8}"
+rebalance: {mode: Manual, maxConcurrentMoves: $at_once}"
     start "$engine"
     said "$engine: load without moves"
     load "$work/still-$engine.json" "$joined,/stays/"

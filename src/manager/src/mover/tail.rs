@@ -63,6 +63,8 @@ pub(crate) struct Tail {
     last: (i64, u64),
     /// Keys changed since the last comparison.
     changed: HashSet<Bytes>,
+    /// The watch has been given time to bring what was there when it began.
+    settled: bool,
     verified: bool,
     rounds: u32,
     moved_on: Instant,
@@ -85,6 +87,7 @@ impl Tail {
             pending: VecDeque::new(),
             last: (begin.0 - 1, 0),
             changed: HashSet::new(),
+            settled: false,
             verified: false,
             rounds: 0,
             moved_on: Instant::now(),
@@ -111,6 +114,23 @@ impl Tail {
             }
             response = self.events.get_mut().next().now_or_never();
         }
+        Ok(())
+    }
+
+    /// Waits for the first events, once, if there should be some up to revision `end`.
+    ///
+    /// etcd looks after watches that begin in the past ten times a second (server/storage/mvcc/watchable_store.go,
+    /// `watchResyncPeriod`), and after that brings each event at once: writers should not have to wait for that look.
+    async fn settle(&mut self, end: i64) -> Result<(), Interrupt> {
+        let (begin, most) = (self.last.0, Instant::now() + EVENT_WAIT);
+        while !self.settled && self.last.0 == begin && begin < end {
+            let left = most.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            self.receive(left).await?;
+        }
+        self.settled = true;
         Ok(())
     }
 
@@ -193,6 +213,7 @@ impl Mover<'_> {
         loop {
             self.context.failpoints.before("tail").await?;
             let end = self.context.line.cut().v(record.from);
+            tail.settle(end).await?;
             let behind = tail.last.0 + LAG_MAX < end && tail.pending.is_empty();
             tail.receive(if behind { EVENT_WAIT } else { Duration::ZERO }).await?;
             self.apply(&record, source.as_ref(), &mut tail, &mut cursor).await?;
@@ -370,5 +391,50 @@ fn tail_position(cursor: &Stored<Cursor>) -> Result<(i64, u64), Interrupt> {
     match cursor.value.stage {
         CursorStage::Tail { revision, sub } => Ok((revision, sub)),
         _ => Err(Interrupt::Lost),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a watch brings at these milliseconds: its beginning, then one event at each revision from 5 on.
+    fn tail(at: &'static [u64]) -> Tail {
+        let begun = Instant::now();
+        let events = futures::stream::iter(at).enumerate().then(move |(i, ms)| async move {
+            tokio::time::sleep_until(begun + Duration::from_millis(*ms)).await;
+            let kv = pb::KeyValue { mod_revision: 4 + i as i64, ..Default::default() };
+            let events = if i == 0 { vec![] } else { vec![pb::Event { kv: Some(kv), ..Default::default() }] };
+            Ok(pb::WatchResponse { created: i == 0, events, ..Default::default() })
+        });
+        let events = events.chain(futures::stream::pending()).boxed();
+        Tail {
+            events: Mutex::new(events),
+            range: KeyRange::whole(),
+            begin: (5, 0),
+            pending: VecDeque::new(),
+            last: (4, 0),
+            changed: HashSet::new(),
+            settled: false,
+            verified: false,
+            rounds: 0,
+            moved_on: begun,
+        }
+    }
+
+    async fn settled(mut tail: Tail, end: i64) -> (u128, i64) {
+        let begun = Instant::now();
+        assert!(tail.settle(end).await.is_ok());
+        let first = (begun.elapsed().as_millis(), tail.last.0);
+        assert!(tail.settle(end + 1).await.is_ok());
+        assert_eq!(begun.elapsed().as_millis(), first.0, "once only");
+        first
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_for_what_was_there_when_the_watch_began() {
+        assert_eq!(settled(tail(&[0, 90, 95]), 7).await, (90, 5), "the look of etcd after its watches");
+        assert_eq!(settled(tail(&[0]), 4).await, (0, 4), "there is nothing to come");
+        assert_eq!(settled(tail(&[0]), 7).await.0, EVENT_WAIT.as_millis(), "and not for ever");
     }
 }
