@@ -340,14 +340,7 @@ async fn fetch_all(reading: &Reading, events: &[Arc<HubEvent>]) -> FetchOutcome 
     let compacted = reading.ctx.line.cut().compacted;
     match fetch(reading, events).await {
         Ok(()) => FetchOutcome::Done,
-        Err(error) if error.is_compacted() => match reading.is_overtaken(compacted).await {
-            Ok(false) => FetchOutcome::Compacted,
-            Ok(true) => FetchOutcome::Failed,
-            Err(error) => {
-                tracing::debug!(%error, "whether previous key-value pairs are compacted cannot be read yet");
-                FetchOutcome::Failed
-            }
-        },
+        Err(error) if reading.is_gone(&error, compacted).await => FetchOutcome::Compacted,
         Err(error) => {
             tracing::debug!(%error, "previous key-value pairs cannot be read yet");
             FetchOutcome::Failed

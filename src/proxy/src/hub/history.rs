@@ -33,14 +33,7 @@ pub(crate) async fn replay(reading: Reading, replay: ReplayId, shards: Vec<Repla
     let compacted = reading.ctx.line.cut().compacted;
     let outcome = match run(&reading, replay, shards, upto).await {
         Ok(()) => ReplayOutcome::Done,
-        Err((shard, error)) if error.is_compacted() => match reading.is_overtaken(compacted).await {
-            Ok(true) => ReplayOutcome::Failed,
-            Ok(false) => ReplayOutcome::Compacted(shard),
-            Err(error) => {
-                tracing::warn!(%error, "whether the history of watchers is compacted cannot be read yet");
-                ReplayOutcome::Failed
-            }
-        },
+        Err((shard, error)) if reading.is_gone(&error, compacted).await => ReplayOutcome::Compacted(shard),
         Err((shard, error)) => {
             tracing::warn!(shard = shard.0, %error, "history for watchers cannot be read yet");
             ReplayOutcome::Failed

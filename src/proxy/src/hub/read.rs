@@ -10,7 +10,6 @@ use sharded_etcd_core::{
     translate::StoredOverride,
 };
 use sharded_etcd_etcd_api::messages as pb;
-use sharded_etcd_line::LineError;
 use sharded_etcd_shard::{Result, Shard, ShardError, WatchStream};
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -51,13 +50,20 @@ impl Reading {
         Translator::new(Arc::clone(&self.ctx), shard, Arc::clone(&self.overrides), Arc::clone(&self.wanted))
     }
 
-    /// True if the line's compaction is above `compacted`, which was known before a shard answered that something is
-    /// compacted: then that is to be judged again, as at the compaction's very revision nothing older is needed.
-    ///
-    /// # Errors
-    /// As [`sharded_etcd_line::Line::refresh`]: it is not known.
-    pub(crate) async fn is_overtaken(&self, compacted: i64) -> std::result::Result<bool, LineError> {
-        Ok(self.ctx.line.refresh().await?.compacted > compacted)
+    /// True if what failed with `error` is compacted for good: `compacted` was known before it was asked for, and is the line's
+    /// newest compaction still. If that has moved on meanwhile it is to be judged again, as at the compaction's very revision
+    /// nothing older is needed; so it is if the newest is not known.
+    pub(crate) async fn is_gone(&self, error: &ShardError, compacted: i64) -> bool {
+        if !error.is_compacted() {
+            return false;
+        }
+        match self.ctx.line.refresh().await {
+            Ok(cut) => cut.compacted <= compacted,
+            Err(error) => {
+                tracing::warn!(%error, "whether history is compacted cannot be read yet");
+                false
+            }
+        }
     }
 }
 
