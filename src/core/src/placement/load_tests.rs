@@ -8,7 +8,7 @@ use proptest::{prelude::*, test_runner::RngSeed};
 
 use super::{
     Action, Limits, Plan, Step, plan,
-    property_tests::{LIMITS, STEPS_MAX, Situation, situation},
+    property_tests::{LIMITS, STEPS_MAX, Situation, is_at_rest, situation},
     world::{World, show, topology},
 };
 use crate::{keyspace::KeyRange, load::Memory, topology::Topology};
@@ -162,8 +162,7 @@ proptest! {
         loop {
             let made = plan(&world.observe(&topology), &topology, &LIMITS);
             let Some(step) = made.ready().next() else {
-                prop_assert!(made.steps.is_empty(), "steps, but none is ready: {made}");
-                prop_assert!(made.balanced || !made.waits.is_empty(), "not balanced, and no reason why: {made}");
+                is_at_rest(&made)?;
                 break;
             };
             world.apply(step);

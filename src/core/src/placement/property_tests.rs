@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::{
-    Action, Limits, ShardState, plan,
+    Action, Limits, Plan, ShardState, plan,
     world::{World, show},
 };
 use crate::topology::{Draft, DraftPin, Topology, shard_name, validate};
@@ -158,6 +158,13 @@ fn fill_evenly(world: &mut World, n: usize, shards: u32) {
     world.lay_out(&layout);
     world.fill("k", n, 100);
     world.cuts_max = 256;
+}
+
+/// A plan of which no step is ready has none, and what is not balanced then has a reason.
+pub(super) fn is_at_rest(made: &Plan) -> Result<(), TestCaseError> {
+    prop_assert!(made.steps.is_empty(), "steps, but none is ready: {made}");
+    prop_assert!(made.balanced || !made.waits.is_empty(), "not balanced, and no reason why: {made}");
+    Ok(())
 }
 
 proptest! {

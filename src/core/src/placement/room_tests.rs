@@ -7,7 +7,7 @@ use super::{
     Action, Limits, Plan, ShardState,
     golden_tests::golden,
     plan,
-    property_tests::{LIMITS, STEPS_MAX, Situation, situation},
+    property_tests::{LIMITS, STEPS_MAX, Situation, is_at_rest, situation},
     world::{World, pin, show, topology_with, weight},
 };
 use crate::{
@@ -148,8 +148,7 @@ proptest! {
         loop {
             let made = plan(&world.observe(&topology), &topology, &LIMITS);
             let Some(step) = made.ready().next() else {
-                prop_assert!(made.steps.is_empty(), "steps, but none is ready: {made}");
-                prop_assert!(made.balanced || !made.waits.is_empty(), "not balanced, and no reason why: {made}");
+                is_at_rest(&made)?;
                 break;
             };
             let before = world.clone();
