@@ -250,6 +250,43 @@ async fn trap_13_a_shard_that_is_full_for_clients_can_be_emptied_and_drained() {
         .unwrap();
 }
 
+/// Once a write's own revision is compacted, what was before it may have no numbers any more: none are made up.
+#[tokio::test]
+async fn a_write_whose_answer_is_late_shows_nothing_of_what_is_compacted() {
+    let topology = Topology::start(1, &[]).await;
+    let gate = Gate::new(Arc::clone(&topology.shards[0]));
+    topology.directory.insert("shard-0", Arc::clone(&gate) as Arc<dyn Shard>);
+    let context = topology.context("p").await;
+    let kv = Kv::start(Arc::clone(&context), Arc::new(NoLeases));
+    kv.put(put("k", "0")).await.unwrap();
+    for (value, prev_kv) in [("1", true), ("2", false)] {
+        gate.set_late(true);
+        let request = pb::PutRequest { prev_kv, ..put("k", value) };
+        let late = tokio::spawn({
+            let kv = Arc::clone(&kv);
+            async move { kv.put(request).await }
+        });
+        let local = wait_until("the shard to run the write", SOON, || async {
+            let get = pb::RangeRequest { key: "k".into(), ..Default::default() };
+            let read = topology.shards[0].range(get).await.unwrap().kvs;
+            read.iter().find(|kv| kv.value == value).map(|kv| kv.mod_revision)
+        });
+        let local = local.await.unwrap();
+        context.line.cover(ShardIx(0), local).await.unwrap();
+        let at = context.line.with_fold(|fold| fold.global(ShardIx(0), local)).unwrap();
+        kv.compact(pb::CompactionRequest { revision: at, physical: false }).await.unwrap();
+        gate.set_late(false);
+        match (late.await.unwrap(), prev_kv) {
+            (Ok(answer), false) => assert_eq!(revision(answer.header), at),
+            (Err(status), true) => {
+                assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+                assert!(status.message().contains("was applied"), "{status:?}");
+            }
+            (answer, _) => panic!("{answer:?}"),
+        }
+    }
+}
+
 /// What a proxy takes from a shard does not grow with its watchers, and has no previous values in it.
 #[tokio::test]
 async fn trap_15_a_proxy_takes_the_events_of_a_shard_once_for_all_watchers() {

@@ -113,7 +113,9 @@ impl Kv {
                     let Some(revision) = self.number(route.shard, &answer).await? else { continue };
                     let (mut answer, is_compacted) = self.ctx.line.with_fold(|fold| {
                         let answer = read_answer(fold, route.shard, &shape, answer, revision);
-                        (answer, revision < fold.compacted)
+                        // A write shows what was before it.
+                        let oldest = if wrote { revision - 1 } else { revision };
+                        (answer, oldest < fold.compacted)
                     });
                     // Keys that it shows may have no numbers any more.
                     match is_compacted {

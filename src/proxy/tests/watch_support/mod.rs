@@ -157,20 +157,27 @@ pub fn all_words(events: &[pb::Event]) -> Vec<String> {
     events.iter().map(words).collect()
 }
 
-/// A shard that can be cut off: then nothing is answered, and watches break.
+/// A shard that can be cut off: then nothing is answered, and watches break. Or one whose transactions are answered late.
 pub struct Gate {
     inner: Arc<dyn Shard>,
     open: watch::Sender<bool>,
+    late: watch::Sender<bool>,
     watched: Mutex<Vec<pb::WatchCreateRequest>>,
 }
 
 impl Gate {
     pub fn new(inner: Arc<dyn Shard>) -> Arc<Self> {
-        Arc::new(Self { inner, open: watch::Sender::new(true), watched: Mutex::default() })
+        let (open, late) = (watch::Sender::new(true), watch::Sender::new(false));
+        Arc::new(Self { inner, open, late, watched: Mutex::default() })
     }
 
     pub fn set_open(&self, open: bool) {
         self.open.send_replace(open);
+    }
+
+    /// Transactions are run, and not answered until this is taken back.
+    pub fn set_late(&self, late: bool) {
+        self.late.send_replace(late);
     }
 
     /// Every watch that was asked for.
@@ -199,7 +206,6 @@ impl Shard for Gate {
     gated! {
         range(request: pb::RangeRequest) -> pb::RangeResponse;
         put(request: pb::PutRequest) -> pb::PutResponse;
-        txn(request: pb::TxnRequest) -> pb::TxnResponse;
         compact(request: pb::CompactionRequest) -> pb::CompactionResponse;
         lease_grant(request: pb::LeaseGrantRequest) -> pb::LeaseGrantResponse;
         lease_revoke(request: pb::LeaseRevokeRequest) -> pb::LeaseRevokeResponse;
@@ -209,6 +215,17 @@ impl Shard for Gate {
         status() -> pb::StatusResponse;
         defragment() -> pb::DefragmentResponse;
         alarm(request: pb::AlarmRequest) -> pb::AlarmResponse;
+    }
+
+    fn txn(&self, request: pb::TxnRequest) -> BoxFuture<'_, Result<pb::TxnResponse>> {
+        async move {
+            self.check()?;
+            let answer = self.inner.txn(request).await;
+            // The sender lives as long as this gate.
+            let _ = self.late.subscribe().wait_for(|late| !late).await;
+            answer
+        }
+        .boxed()
     }
 
     fn watch(&self, request: pb::WatchCreateRequest) -> BoxFuture<'_, Result<WatchStream>> {
