@@ -124,24 +124,17 @@ impl Members {
 
     /// Moves every drained shard that is to leave a step on; what each still waits for.
     pub(crate) async fn leave(&self, topology: &Topology, moves: &[MoveRecord]) -> Vec<(String, Waiting)> {
-        let leaving: Vec<(ShardIx, String, i64, i64)> = self.line.with_fold(|fold| {
+        let leaving: Vec<(ShardIx, String)> = self.line.with_fold(|fold| {
             let all = fold.shards().iter().enumerate();
             all.filter(|(_, s)| !s.left && shard_index(&s.name).is_none_or(|index| index >= topology.shards))
-                .map(|(i, s)| {
-                    (
-                        ShardIx(u32::try_from(i).unwrap_or(u32::MAX)),
-                        s.name.clone(),
-                        s.last_flip_away,
-                        fold.compacted,
-                    )
-                })
+                .map(|(i, s)| (ShardIx(u32::try_from(i).unwrap_or(u32::MAX)), s.name.clone()))
                 .collect()
         });
         self.empty_since.lock().retain(|ix, _| leaving.iter().any(|l| l.0 == *ix));
         let mut waits = Vec::new();
-        for (ix, name, last_flip_away, compacted) in leaving {
+        for (ix, name) in leaving {
             // One that cannot be reached does not hold up the others.
-            let waiting = self.leave_one(ix, last_flip_away, compacted, moves).await;
+            let waiting = self.leave_one(ix, moves).await;
             let waiting = waiting.unwrap_or_else(|error| Some(with_causes(&error)));
             if waiting.is_none() {
                 tracing::info!(shard = name, "shard left");
@@ -151,13 +144,7 @@ impl Members {
         waits
     }
 
-    async fn leave_one(
-        &self,
-        ix: ShardIx,
-        last_flip_away: i64,
-        compacted: i64,
-        moves: &[MoveRecord],
-    ) -> Result<Waiting> {
+    async fn leave_one(&self, ix: ShardIx, moves: &[MoveRecord]) -> Result<Waiting> {
         if self.line.cut().map.owns_any(ix) {
             self.empty_since.lock().remove(&ix);
             return Ok(Some("it still owns ranges".to_owned()));
@@ -173,7 +160,7 @@ impl Members {
         if left > 0 {
             return Ok(Some(format!("{left} keys on it are still to be deleted")));
         }
-        if compacted < last_flip_away && !Sabotage::LeaveWithHistory.is_on() {
+        if let Some(last_flip_away) = self.history_only_on(ix) {
             let patience = self.drain_history_max.saturating_sub(since.elapsed());
             if patience.is_zero() {
                 tracing::info!(
@@ -195,6 +182,18 @@ impl Members {
             None
         } else {
             Some("the range map changed; looking again".to_owned())
+        })
+    }
+
+    /// The revision of the last flip that took a range away from the shard, if what was before it is not compacted: nobody
+    /// else has that. To be asked when the shard owns nothing; a flip may have been since anything asked before.
+    fn history_only_on(&self, ix: ShardIx) -> Option<i64> {
+        if Sabotage::LeaveWithHistory.is_on() {
+            return None;
+        }
+        self.line.with_fold(|fold| {
+            let last_flip_away = fold.shard(ix)?.last_flip_away;
+            (fold.compacted < last_flip_away).then_some(last_flip_away)
         })
     }
 
@@ -235,6 +234,10 @@ impl Members {
     /// Writes the shard's leave to the log; false if the map changed or a move began meanwhile.
     async fn leave_line(&self, ix: ShardIx) -> Result<bool> {
         let (modified, generation) = self.map_without(ix).await?;
+        // Of this very map, or of a newer one that the guard refuses.
+        if self.history_only_on(ix).is_some() {
+            return Ok(false);
+        }
         let success = vec![
             ops::put(Bytes::from_static(records::MAP), MapRecord { generation }.encode()),
             ops::put(Bytes::from_static(records::CUT_LATEST), Entry::Leave(ix).encode()),

@@ -88,7 +88,7 @@ fn many(first: u64, count: u64, wanted: impl Fn(&Story) -> bool + Sync) {
 }
 
 /// Seeds that have found something, and what.
-const FOUND: [(u64, &str); 4] = [
+const FOUND: [(u64, &str); 6] = [
     (
         79,
         "a proxy that was parted from a shard while that was compacted told watchers that all up to the line's end was",
@@ -98,6 +98,14 @@ const FOUND: [(u64, &str); 4] = [
     (
         62_883,
         "the override of an imported key was kept from the middle of the import, as a base stream passed over the rest",
+    ),
+    (
+        1_000_022_409,
+        "a deletion that was numbered late, at the compaction's revision, made up when its keys were made",
+    ),
+    (
+        1_000_044_187,
+        "a shard left with history of a flip that came while the manager looked at another shard",
     ),
 ];
 
