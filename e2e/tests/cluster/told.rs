@@ -219,7 +219,10 @@ async fn a_retained_volume_is_told_and_not_taken() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scale_in_that_does_not_fit_is_told_with_numbers() {
     test("told-scale-in", Sharing::Beside, async |t| {
-        t.apply(&resource("demo", smallest(json!({"shards": 2, "etcd": {"quota": "16Mi"}})))).await?;
+        // Half on each shard from the start: all of it on one, as it is written, is close to what one etcd may hold.
+        let halves = json!({"presplit": ["/big/dir-0010/"]});
+        let spec = json!({"shards": 2, "etcd": {"quota": "16Mi"}, "keyspace": halves});
+        t.apply(&resource("demo", smallest(spec))).await?;
         t.settled("demo", 2).await?;
         let toolbox = toolbox(t).await?;
         let fill = ["workload", "seed", "--endpoints", "demo:2379", "--prefix", "/big/", "--keys", "1700"];
