@@ -243,7 +243,7 @@ fn streams(suite: &mut Suite) {
 fn bounds(suite: &mut Suite) {
     let tables: [(&str, &str, &str, &str, &str); 6] = [
         ("key", "b/1", "", "+b/1=x", "a watch on a key sees that key"),
-        ("range", "a/2", "b/2", "+a/2=x +b/1=x", "a watch on a range sees its keys and not its end"),
+        ("range", "a/2", "b/2", "+a/2=x +b/1=x +b/12=x", "a watch on a range sees its keys and not its end"),
         ("directory", "b/", "b0", "+b/1=x +b/12=x +b/2=x", "a watch on a prefix sees the keys below"),
         (
             "all",
