@@ -27,13 +27,17 @@ impl Control {
         moves: &[MoveRecord],
         waits: &mut Vec<Wait>,
     ) -> bool {
+        if open.is_empty() {
+            return false;
+        }
         let shards = self.shards_for_orders(topology);
         let cut = self.line.cut();
+        let bytes = self.sizes.bytes_of_ranges();
         let mut moves = moves.to_vec();
         let mut acted = false;
         for (i, stored) in open.iter().enumerate() {
             let what = || stored.record.order.to_string();
-            let scene = Scene { map: &cut.map, shards: &shards, moves: &moves, topology };
+            let scene = Scene { map: &cut.map, shards: &shards, bytes: &bytes, moves: &moves, topology };
             let done = match &stored.record.order {
                 Order::Approve { plan: asked } => self.approve(stored, asked, &scene, plan).await,
                 _ => self.attend_one(stored, &open[..i], &scene, waits).await,
@@ -190,13 +194,15 @@ impl Control {
         let cut = self.line.cut();
         let unreachable = self.sizes.unreachable();
         let quarantined = self.shards.quarantined();
+        let used = self.sizes.used();
         let shard = |(i, name): (usize, &std::sync::Arc<str>)| {
             let ix = ShardIx(u32::try_from(i).unwrap_or(u32::MAX));
             let wanted = shard_index(name).is_some_and(|index| index < topology.shards);
             let bad = quarantined.iter().find(|q| q.0 == ix).map(|q| &q.1);
             let trouble =
                 bad.or_else(|| unreachable.get(&ix)).map(|why| format!("{name} cannot be used: {why}"));
-            ShardAt { name: name.to_string(), takes: wanted && !cut.left[i], trouble }
+            let used_bytes = used.get(&ix).copied().unwrap_or(0);
+            ShardAt { name: name.to_string(), takes: wanted && !cut.left[i], trouble, used_bytes }
         };
         cut.names.iter().enumerate().map(shard).collect()
     }

@@ -89,6 +89,16 @@ impl Sizes {
         &self.loads
     }
 
+    /// Bytes of keys and values of all ranges that were read.
+    pub(crate) fn bytes_of_ranges(&self) -> HashMap<Rid, u64> {
+        self.known.lock().iter().map(|(rid, k)| (rid.clone(), k.size.bytes)).collect()
+    }
+
+    /// Bytes of the shards' databases that are in use, history included.
+    pub(crate) fn used(&self) -> HashMap<ShardIx, u64> {
+        self.used.lock().clone()
+    }
+
     /// What is known of a range.
     pub fn of(&self, rid: &Rid) -> Option<RangeSize> {
         self.known.lock().get(rid).map(|k| k.size.clone())

@@ -10,13 +10,13 @@ mod next;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
+use std::{collections::HashMap, fmt};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    keyspace::{KeyRange, Printable, RangeMap, ShardIx, hex},
+    keyspace::{KeyRange, Printable, RangeMap, Rid, ShardIx, hex},
     records::{MoveRecord, Record},
     topology::Topology,
 };
@@ -134,6 +134,8 @@ pub struct ShardAt {
     pub takes: bool,
     /// Why nothing can be done with it now, if so.
     pub trouble: Option<String>,
+    /// Bytes of its database that are in use, history included; 0 if that is not known.
+    pub used_bytes: u64,
 }
 
 /// What an order is looked at with.
@@ -143,6 +145,8 @@ pub struct Scene<'a> {
     pub map: &'a RangeMap,
     /// The shards, by join number.
     pub shards: &'a [ShardAt],
+    /// Bytes of keys and values, by ownership; those that were not read yet are not in it.
+    pub bytes: &'a HashMap<Rid, u64>,
     /// Moves that are written down.
     pub moves: &'a [MoveRecord],
     /// What is wanted.

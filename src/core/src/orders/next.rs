@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{Order, OrderRecord, OrderState, Scene};
 use crate::{
     keyspace::{KeyRange, Printable, RangeEntry, Rid, ShardIx, prefix_end},
-    placement::{Action, Step},
+    placement::{Action, Step, no_room_of},
     records::{MovePhase, MoveRecord},
     topology::{RebalanceMode, shard_name},
 };
@@ -97,12 +97,26 @@ fn move_range(scene: &Scene<'_>, range: &KeyRange, to: &str) -> Next {
     if under_way >= most as usize {
         return Next::Wait(format!("at most {most} moves may be under way at the same time"));
     }
+    if let Some(not_now) = no_room(scene, entry, destination) {
+        return not_now;
+    }
     let action = Action::Move {
         rid: entry.rid.clone(),
         range: entry.range.clone(),
         to: scene.name(destination).to_owned(),
     };
     Next::Do(by_hand(scene, entry.shard, action))
+}
+
+/// Over its quota a shard refuses what clients put, so nothing is brought there, whoever asks for it.
+fn no_room(scene: &Scene<'_>, entry: &RangeEntry, to: ShardIx) -> Option<Next> {
+    let quota = scene.topology.quota_bytes?;
+    let Some(bytes) = scene.bytes.get(&entry.rid) else {
+        return Some(Next::Wait(format!("the size of {} is being read", entry.range)));
+    };
+    let to = scene.shards.get(to.index())?;
+    let left = quota.saturating_sub(to.used_bytes);
+    no_room_of(&to.name, quota, left, *bytes).map(Next::Refused)
 }
 
 fn split(scene: &Scene<'_>, at: &Bytes) -> Next {

@@ -1,3 +1,5 @@
+use std::collections::HashMap;
+
 use bytes::Bytes;
 
 use super::{Next, Order, OrderRecord, OrderState, Scene, ShardAt, StepKey, next, plan_id};
@@ -11,12 +13,13 @@ use crate::{
 struct World {
     map: RangeMap,
     shards: Vec<ShardAt>,
+    bytes: HashMap<Rid, u64>,
     moves: Vec<MoveRecord>,
     topology: Topology,
 }
 
 fn shard(name: &str) -> ShardAt {
-    ShardAt { name: name.into(), takes: true, trouble: None }
+    ShardAt { name: name.into(), takes: true, trouble: None, used_bytes: 0 }
 }
 
 impl World {
@@ -34,6 +37,7 @@ impl World {
         Self {
             map: RangeMap::new(1, entries).unwrap(),
             shards: vec![shard("shard-0"), shard("shard-1")],
+            bytes: HashMap::new(),
             moves: Vec::new(),
             topology: validate(draft).unwrap(),
         }
@@ -63,8 +67,8 @@ impl World {
     }
 
     fn next_of(&self, record: &OrderRecord) -> Next {
-        let Self { map, shards, moves, topology } = self;
-        next(record, &Scene { map, shards, moves, topology })
+        let Self { map, shards, bytes, moves, topology } = self;
+        next(record, &Scene { map, shards, bytes, moves, topology })
     }
 }
 
@@ -231,4 +235,16 @@ fn records_round_trip() {
         let record = OrderRecord::new(order);
         assert_eq!(OrderRecord::decode(&record.encode()).unwrap(), record);
     }
+}
+
+#[test]
+fn a_move_by_hand_does_not_fill_a_shard_up() {
+    let mut w = World::new(|draft| draft.quota_bytes = Some(100 << 20));
+    waits(w.next(to("/c/", "/m/", "shard-0")), "the size of [\"/c/\", \"/m/\") is being read");
+    w.bytes.insert(Rid::new("b"), 40 << 20);
+    w.shards[0].used_bytes = 61 << 20;
+    let no_room = "40.0 MiB would take shard-0 over its quota: 39.0 MiB of 100.0 MiB are left";
+    refused(w.next(to("/c/", "/m/", "shard-0")), &[no_room, "raise etcd.quota"]);
+    w.shards[0].used_bytes = 60 << 20;
+    assert!(matches!(w.next(to("/c/", "/m/", "shard-0")), Next::Do(_)));
 }

@@ -65,4 +65,5 @@ mod world;
 pub use observation::{CutPoint, Limits, Observation, RangeView, ShardState, ShardView};
 pub use plan::{Action, Figures, Plan, Step, Wait};
 pub use planner::{plan, plan_approved};
+pub(crate) use room::no_room_of;
 pub use scan::{CutScan, Scanned};

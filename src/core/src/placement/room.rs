@@ -39,11 +39,15 @@ pub(super) fn at_all(model: &Model<'_>, shard: ShardAt) -> u64 {
 
 /// Why so many bytes cannot be brought to the shard, if so.
 pub(super) fn no_room(model: &Model<'_>, shard: ShardAt, bytes: u64) -> Option<String> {
-    let left = at_all(model, shard);
+    let quota = model.topology.quota_bytes?;
+    no_room_of(&model.shards[shard].name, quota, at_all(model, shard), bytes)
+}
+
+/// Why so many bytes cannot be brought to a shard, if its quota leaves less.
+pub(crate) fn no_room_of(shard: &str, quota: u64, left: u64, bytes: u64) -> Option<String> {
     (bytes > left).then(|| {
-        let (name, quota) = (&model.shards[shard].name, model.topology.quota_bytes.unwrap_or(u64::MAX));
         format!(
-            "{} would take {name} over its quota: {} of {} are left; raise etcd.quota, or delete data and let history be compacted",
+            "{} would take {shard} over its quota: {} of {} are left; raise etcd.quota, or delete data and let history be compacted",
             bytes_text(bytes),
             bytes_text(left),
             bytes_text(quota)
