@@ -168,15 +168,24 @@ pub async fn bootstrap(
     }
 }
 
-/// Takes a new, empty shard into the line. Repeating it is a no-op.
+/// Makes a new, empty shard ours; the entry that takes it into the line. Repeating it is a no-op.
 ///
 /// # Errors
 /// [`BootstrapError::Foreign`] if it holds anything, for example the volume of a shard that left.
-pub async fn join(line: &Line, new: &NewShard<'_>) -> Result<(), BootstrapError> {
+pub async fn claim_empty(new: &NewShard<'_>) -> Result<Join, BootstrapError> {
     let mut join = claim(new, &[]).await?;
     if Sabotage::JoinAtStart.is_on() {
         join.l0 = 1;
     }
+    Ok(join)
+}
+
+/// Takes a new, empty shard into the line, where nobody else can take it out meanwhile. Repeating it is a no-op.
+///
+/// # Errors
+/// As [`claim_empty`], and if meta did not take the entry.
+pub async fn join(line: &Line, new: &NewShard<'_>) -> Result<(), BootstrapError> {
+    let join = claim_empty(new).await?;
     line.append(&Entry::Join(join)).await?;
     Ok(())
 }

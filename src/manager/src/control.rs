@@ -27,6 +27,7 @@ use crate::{
     error::Result,
     held::Held,
     history::{History, read_moves},
+    leader::Term,
     members::{Members, Waiting},
     mover::{MoverContext, Outcome, observe::read_map, run_move, throttle::Throttle},
     orders::{Orders, approved},
@@ -73,12 +74,12 @@ impl Control {
         sizes: Arc<Sizes>,
         progress: Arc<Progress>,
         status: watch::Sender<Arc<ManagerStatus>>,
-        token: CancellationToken,
-        lease: i64,
+        term: Term,
     ) -> Self {
         let (line, shards) = (Arc::clone(&options.line), Arc::clone(&options.shards));
+        let Term { token, lease, .. } = term.clone();
         Self {
-            members: Members::new(Arc::clone(&line), Arc::clone(&shards), options.drain_history_max),
+            members: Members::new(Arc::clone(&line), Arc::clone(&shards), options.drain_history_max, term),
             orders: Orders::new(Arc::clone(&line)),
             history: Arc::new(History::new(Arc::clone(&line), Arc::clone(&shards), options.history.clone())),
             reshaper: Reshaper {

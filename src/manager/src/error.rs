@@ -1,7 +1,7 @@
 //! What can go wrong in the shard manager.
 
 use sharded_etcd_core::records::RecordError;
-use sharded_etcd_line::{LineError, upkeep::UpkeepError};
+use sharded_etcd_line::{LineError, bootstrap::BootstrapError, upkeep::UpkeepError};
 use sharded_etcd_shard::ShardError;
 
 /// Why a piece of the manager's work did not get on. What it left behind is found and gone on with later.
@@ -16,6 +16,9 @@ pub enum ManagerError {
     /// The line failed.
     #[error(transparent)]
     Line(#[from] LineError),
+    /// A shard cannot be taken in.
+    #[error(transparent)]
+    Join(#[from] BootstrapError),
     /// A stored record cannot be read by this release.
     #[error(transparent)]
     Record(#[from] RecordError),

@@ -14,20 +14,38 @@ pub(crate) const LEADER_TTL_SECONDS: i64 = 5;
 /// How often a leader renews, and a standby looks.
 const RENEW: Duration = Duration::from_millis(1500);
 
-/// Leads whenever it can until `shutdown`: runs `work` with a token that is cancelled when leadership is lost.
-///
-/// `work` is given the lease, for keys that are to go with the leader, and must end soon after its token.
+/// A time of leading.
+#[derive(Debug, Clone)]
+pub(crate) struct Term {
+    /// Cancelled when leadership is lost. To cancel it is to give leadership up: what was sent under this term's guard and has
+    /// not arrived does nothing from the next term on.
+    pub(crate) token: CancellationToken,
+    /// For keys that are to go with the leader.
+    pub(crate) lease: i64,
+    /// The revision of meta that began it: no other term has the same.
+    pub(crate) began: i64,
+}
+
+impl Term {
+    /// True in meta until the term is over there: its lease expired or was revoked, or another term began.
+    pub(crate) fn guard(&self) -> pb::Compare {
+        ops::modified_at(Bytes::from_static(records::MANAGER_LEADER), self.began)
+    }
+}
+
+/// Leads whenever it can until `shutdown`: runs `work`, which must end soon after its term's token.
 pub(crate) async fn lead<F, Fut>(meta: Arc<dyn Shard>, name: &str, shutdown: CancellationToken, work: F)
 where
-    F: Fn(CancellationToken, i64) -> Fut,
+    F: Fn(Term) -> Fut,
     Fut: Future<Output = ()>,
 {
     while !shutdown.is_cancelled() {
         match campaign(meta.as_ref(), name).await {
-            Ok(Some(lease)) => {
+            Ok(Some((lease, began))) => {
                 tracing::info!(name, "leading the topology");
                 let token = shutdown.child_token();
-                tokio::join!(work(token.clone(), lease), renew(meta.as_ref(), lease, &token));
+                let term = Term { token: token.clone(), lease, began };
+                tokio::join!(work(term), renew(meta.as_ref(), lease, &token));
                 // A standby need not wait for the lease to expire; if this fails, it does.
                 let _ = meta.lease_revoke(pb::LeaseRevokeRequest { id: lease }).await;
                 tracing::info!(name, "no longer leading");
@@ -43,11 +61,11 @@ where
     }
 }
 
-/// The lease, if this manager leads now.
+/// The lease and the revision of meta, if this manager leads now.
 ///
 /// A leader of the same name is this manager's own predecessor, as names are unique: it was killed, and is replaced at
 /// once, since writers may be waiting for a range whose fence it closed.
-async fn campaign(meta: &dyn Shard, name: &str) -> Result<Option<i64>, ShardError> {
+async fn campaign(meta: &dyn Shard, name: &str) -> Result<Option<(i64, i64)>, ShardError> {
     let leader = Bytes::from_static(records::MANAGER_LEADER);
     let get = pb::RangeRequest { key: leader.clone(), ..Default::default() };
     let seen = match meta.range(get).await?.kvs.pop() {
@@ -59,7 +77,7 @@ async fn campaign(meta: &dyn Shard, name: &str) -> Result<Option<i64>, ShardErro
     let put = ops::put_leased(leader.clone(), Bytes::copy_from_slice(name.as_bytes()), lease);
     let answer = meta.txn(ops::txn(vec![ops::modified_at(leader, seen)], vec![put])).await;
     match answer {
-        Ok(answer) if answer.succeeded => Ok(Some(lease)),
+        Ok(answer) if answer.succeeded => Ok(Some((lease, answer.header.map_or(0, |h| h.revision)))),
         other => {
             let _ = meta.lease_revoke(pb::LeaseRevokeRequest { id: lease }).await;
             other.map(|_| None)

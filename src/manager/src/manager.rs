@@ -9,7 +9,9 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Failpoints, HistoryOptions, ManagerStatus, MoverOptions, Progress, control::Control, leader::lead,
+    Failpoints, HistoryOptions, ManagerStatus, MoverOptions, Progress,
+    control::Control,
+    leader::{Term, lead},
     sizes::Sizes,
 };
 
@@ -92,12 +94,12 @@ impl Manager {
         manager.tasks.spawn(async move {
             let meta = Arc::clone(options.line.meta());
             let name = options.name.clone();
-            let term = |token: CancellationToken, lease: i64| {
+            let work = |term: Term| {
                 let (options, sizes) = (Arc::clone(&options), Arc::clone(&sizes));
                 let (progress, status) = (Arc::clone(&progress), sender.clone());
-                Control::new(options, sizes, progress, status, token, lease).run()
+                Control::new(options, sizes, progress, status, term).run()
             };
-            lead(meta, &name, shutdown, term).await;
+            lead(meta, &name, shutdown, work).await;
         });
         manager
     }

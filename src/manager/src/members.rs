@@ -20,10 +20,10 @@ use sharded_etcd_line::{
     Line, Shards,
     bootstrap::{self, NewShard},
 };
-use sharded_etcd_shard::with_causes;
+use sharded_etcd_shard::{Certainty, with_causes};
 use tokio::time::Instant;
 
-use crate::{ManagerError, error::Result, mover::observe::read_map};
+use crate::{ManagerError, error::Result, leader::Term, mover::observe::read_map};
 
 /// Registrations of shadows that one Txn drops, and keys of meta that one Range reads.
 const PAGE: i64 = 500;
@@ -33,6 +33,7 @@ pub(crate) struct Members {
     line: Arc<Line>,
     shards: Arc<Shards>,
     drain_history_max: Duration,
+    term: Term,
     /// Since when a shard owns nothing.
     empty_since: Mutex<HashMap<ShardIx, Instant>>,
 }
@@ -41,8 +42,8 @@ pub(crate) struct Members {
 pub(crate) type Waiting = Option<String>;
 
 impl Members {
-    pub(crate) fn new(line: Arc<Line>, shards: Arc<Shards>, drain_history_max: Duration) -> Self {
-        Self { line, shards, drain_history_max, empty_since: Mutex::default() }
+    pub(crate) fn new(line: Arc<Line>, shards: Arc<Shards>, drain_history_max: Duration, term: Term) -> Self {
+        Self { line, shards, drain_history_max, term, empty_since: Mutex::default() }
     }
 
     /// Takes in every shard that the topology wants, that can be reached, and that every proxy knows; what keeps the others
@@ -80,12 +81,33 @@ impl Members {
                 (None, last) => last.map_or(0, |last| last + 1),
             };
             let new = NewShard { name: &name, incarnation, shard: connection.as_ref() };
-            match bootstrap::join(&self.line, &new).await {
-                Ok(()) => tracing::info!(shard = name, incarnation, "shard joined"),
-                Err(error) => waits.push((name.clone(), with_causes(&error))),
+            match self.join_line(&new).await {
+                Ok(true) => tracing::info!(shard = name, incarnation, "shard joined"),
+                Ok(false) => waits.push((name, "another shard manager leads now".to_owned())),
+                Err(error) => waits.push((name, with_causes(&error))),
             }
         }
         waits
+    }
+
+    /// Writes the shard's join to the log; false if this term is over.
+    ///
+    /// The operator removes what is not part of the line and not wanted any more, so no join may arrive after that was said.
+    /// The guard sees to it for the joins of other terms. If it is unknown whether one of this term arrived, the term is over.
+    async fn join_line(&self, new: &NewShard<'_>) -> Result<bool> {
+        let join = bootstrap::claim_empty(new).await?;
+        let put = ops::put(Bytes::from_static(records::CUT_LATEST), Entry::Join(join).encode());
+        let answer = self.line.meta().txn(ops::txn(vec![self.term.guard()], vec![put])).await;
+        let answer = answer.map_err(|error| {
+            if error.certainty == Certainty::Ambiguous {
+                self.term.token.cancel();
+            }
+            ManagerError::Meta(error)
+        })?;
+        if answer.succeeded {
+            self.line.at_position(answer.header.map_or(0, |h| h.revision)).await?;
+        }
+        Ok(answer.succeeded)
     }
 
     /// The proxies that have not taken up a generation of the routing, as a reason to wait. A range on a shard that a proxy

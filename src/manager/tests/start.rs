@@ -24,7 +24,7 @@ use sharded_etcd_manager::{StartError, start_topology};
 use sharded_etcd_shard::{Result, Shard, ShardDirectory, WatchStream};
 use sharded_etcd_testkit::{EtcdProcess, EtcdProcessOptions};
 use tempfile::TempDir;
-use world::engine;
+use world::{engine, passed_on};
 
 const UID: &str = "0c5f";
 
@@ -38,14 +38,6 @@ fn topology(shards: u32, presplit: &[&'static str]) -> Topology {
 struct Mortal {
     inner: Arc<dyn Shard>,
     life: Arc<AtomicUsize>,
-}
-
-macro_rules! passed_on {
-    ($($method:ident($($arg:ident: $request:ty)?) -> $response:ty;)*) => {$(
-        fn $method(&self, $($arg: $request)?) -> BoxFuture<'_, Result<$response>> {
-            self.inner.$method($($arg)?)
-        }
-    )*};
 }
 
 impl Shard for Mortal {

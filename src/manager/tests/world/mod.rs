@@ -31,6 +31,18 @@ use sharded_etcd_manager::{Failpoints, MoverContext, MoverOptions, Progress, Thr
 use sharded_etcd_shard::{Shard, ShardDirectory};
 use tempfile::TempDir;
 
+/// Methods of a [`Shard`] that pass the call on to its `inner`.
+#[allow(unused_macros)] // not every test has a shard of its own
+macro_rules! passed_on {
+    ($($method:ident($($arg:ident: $request:ty)?) -> $response:ty;)*) => {$(
+        fn $method(&self, $($arg: $request)?) -> BoxFuture<'_, Result<$response>> {
+            self.inner.$method($($arg)?)
+        }
+    )*};
+}
+#[allow(unused_imports)]
+pub(crate) use passed_on;
+
 pub struct World {
     pub dir: TempDir,
     pub meta: Arc<dyn Shard>,
