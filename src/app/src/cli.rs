@@ -124,13 +124,14 @@ pub struct ListenArgs {
 /// How watchers are served.
 #[derive(Debug, Clone, Args)]
 pub struct WatchArgs {
-    /// How often watchers that asked for it are told their progress while nothing happens.
+    /// How often watchers that asked for it are told their progress while nothing happens; 0s is the default, 100ms the
+    /// least.
     #[arg(
         long,
         value_name = "DURATION",
         env = "SHARDED_ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL",
         default_value = "10m",
-        value_parser = positive_duration
+        value_parser = progress_interval
     )]
     pub watch_progress_notify_interval: Duration,
 }
@@ -445,6 +446,17 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// As etcd takes it (server/etcdserver/api/v3rpc/watch.go, `NewWatchServer`): zero, its flag's own default, is ten minutes,
+/// and less than 100 ms counts as that.
+fn progress_interval(text: &str) -> Result<Duration, String> {
+    const DEFAULT: Duration = Duration::from_secs(600);
+    const LEAST: Duration = Duration::from_millis(100);
+    match duration(text)? {
+        Duration::ZERO => Ok(DEFAULT),
+        time => Ok(time.max(LEAST)),
+    }
+}
+
 /// Why an address cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
@@ -518,6 +530,14 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn the_progress_interval_is_taken_as_etcd_takes_it() {
+        let seconds =
+            ["0s", "0", "1h0m0s", "50ms", "2s"].map(|text| progress_interval(text).unwrap().as_secs_f64());
+        assert_eq!(seconds, [600.0, 600.0, 3600.0, 0.1, 2.0]);
+        assert!(progress_interval("soon").unwrap_err().contains("write a number with"));
     }
 
     #[test]
