@@ -416,7 +416,9 @@ impl Engine {
             deadlines.remaining(request.id, now).unwrap_or_default()
         };
         let keys = if request.keys { lease.keys.iter().map(Key::to_bytes).collect() } else { Vec::new() };
-        let ttl = i64::try_from(remaining.as_secs()).unwrap_or(i64::MAX).min(lease.ttl);
+        // Rounded down as etcd's (v3_server.go, `leaseTimeToLive`), where some of it is over whenever it is asked for.
+        let begun = remaining.saturating_sub(Duration::from_nanos(1));
+        let ttl = i64::try_from(begun.as_secs()).unwrap_or(i64::MAX).min(lease.ttl);
         pb::LeaseTimeToLiveResponse { header, id: request.id, ttl, granted_ttl: lease.ttl, keys }
     }
 
