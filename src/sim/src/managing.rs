@@ -58,7 +58,7 @@ fn wanted(routing: &Routing) -> Option<Arc<Topology>> {
 impl Managing {
     /// Starts the manager of a place, and puts it there.
     pub async fn start(world: &Arc<World>, place: usize) {
-        if !world.starting.lock().insert(1000 + place) {
+        if world.managers.lock()[place].is_some() || !world.starting.lock().insert(1000 + place) {
             return;
         }
         if let Some(managing) = Self::begin(world, place).await {
@@ -78,7 +78,7 @@ impl Managing {
         let topology = watch::Sender::new(wanted(&routing)?);
         let received = topology.subscribe();
         let (directory, link) = (shards.directory().clone(), Link::maker(world, &name, &is_dead));
-        scaling::follow(world, routings, is_dead, move |routing| {
+        scaling::follow(world, &name, routings, is_dead, move |routing| {
             routing.apply(&directory, &link);
             if let Some(wanted) = wanted(routing) {
                 topology.send_replace(wanted);

@@ -79,9 +79,9 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts the proxy of this place, and puts it there.
+    /// Starts the proxy of this place, and puts it there, unless there is one.
     pub async fn start(world: &Arc<World>, place: usize) {
-        if !world.starting.lock().insert(place) {
+        if world.proxies.lock()[place].is_some() || !world.starting.lock().insert(place) {
             return;
         }
         Self::begin(world, place).await;
@@ -114,7 +114,7 @@ impl Process {
             Ok(proxy) => {
                 trace!(world, "{name} runs");
                 let (of, link) = (Arc::clone(&proxy), Link::maker(world, &name, &is_dead));
-                scaling::follow(world, routings, is_dead, move |routing| {
+                scaling::follow(world, &name, routings, is_dead, move |routing| {
                     routing.apply(&directory, &link);
                     of.took_up(routing.known());
                 });

@@ -13,7 +13,7 @@ use crate::{etcd::Etcd, managing, net::Link, rng::Rng, trace, world::World};
 /// How often the operator looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// A process takes up what it is told within this.
-const TAKE_UP_MAX_MS: u64 = 400;
+pub const TAKE_UP_MAX_MS: u64 = 400;
 
 /// What every process is told.
 #[derive(Clone, Default)]
@@ -47,7 +47,8 @@ impl Routing {
 
 /// Tells a process of each change, with a delay of its own, until it is dead.
 pub fn follow(
-    world: &World,
+    world: &Arc<World>,
+    process: &str,
     mut routing: latest::Receiver<Routing>,
     mut dead: latest::Receiver<bool>,
     take_up: impl Fn(&Routing) + Send + 'static,
@@ -56,6 +57,7 @@ pub fn follow(
         return;
     }
     let rng = world.processes.fork();
+    let (world, process) = (Arc::clone(world), process.to_owned());
     tokio::spawn(async move {
         loop {
             tokio::select! {
@@ -68,6 +70,12 @@ pub fn follow(
                 return;
             }
             let newest = routing.borrow_and_update().clone();
+            trace!(
+                world,
+                "{process} takes up generation {} with {} shards",
+                newest.generation,
+                newest.shards.len()
+            );
             take_up(&newest);
         }
     });

@@ -182,6 +182,10 @@ async fn chapters(world: &Arc<World>, story: &Story) -> Result<(), String> {
         while !scaling::is_done(world) && story.managers > 0 {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
+        if !story.scales.is_empty() {
+            // One that was started a moment ago may not have heard of the last change.
+            tokio::time::sleep(Duration::from_millis(scaling::TAKE_UP_MAX_MS)).await;
+        }
         end.cancel();
         while watching.join_next().await.is_some() {}
     });
