@@ -97,13 +97,16 @@ impl Members {
     async fn join_line(&self, new: &NewShard<'_>) -> Result<bool> {
         let join = bootstrap::claim_empty(new).await?;
         let put = ops::put(Bytes::from_static(records::CUT_LATEST), Entry::Join(join).encode());
-        let answer = self.line.meta().txn(ops::txn(vec![self.term.guard()], vec![put])).await;
-        let answer = answer.map_err(|error| {
-            if error.certainty == Certainty::Ambiguous {
-                self.term.token.cancel();
-            }
-            ManagerError::Meta(error)
-        })?;
+        let joined = self.append_if(vec![self.term.guard()], vec![put]).await;
+        if matches!(&joined, Err(ManagerError::Meta(error)) if error.certainty == Certainty::Ambiguous) {
+            self.term.token.cancel();
+        }
+        joined
+    }
+
+    /// Writes to meta, an entry of the log among it, and waits until that is folded; false if a guard failed.
+    async fn append_if(&self, guards: Vec<pb::Compare>, writes: Vec<pb::RequestOp>) -> Result<bool> {
+        let answer = self.line.meta().txn(ops::txn(guards, writes)).await.map_err(ManagerError::Meta)?;
         if answer.succeeded {
             self.line.at_position(answer.header.map_or(0, |h| h.revision)).await?;
         }
@@ -260,16 +263,11 @@ impl Members {
         if self.history_only_on(ix).is_some() {
             return Ok(false);
         }
-        let success = vec![
+        let writes = vec![
             ops::put(Bytes::from_static(records::MAP), MapRecord { generation }.encode()),
             ops::put(Bytes::from_static(records::CUT_LATEST), Entry::Leave(ix).encode()),
         ];
-        let txn = ops::txn(no_change_since(modified), success);
-        let answer = self.line.meta().txn(txn).await.map_err(ManagerError::Meta)?;
-        if answer.succeeded {
-            self.line.at_position(answer.header.map_or(0, |h| h.revision)).await?;
-        }
-        Ok(answer.succeeded)
+        self.append_if(no_change_since(modified), writes).await
     }
 
     /// Mod revision and generation of a map that gives `ix` nothing; revision 0, which matches nothing, if it does.
