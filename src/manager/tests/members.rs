@@ -5,7 +5,6 @@ mod world;
 
 use std::{sync::Arc, time::Duration};
 
-use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sharded_etcd_admin_api::v1::{StatusRequest, admin_server::Admin};
@@ -16,11 +15,11 @@ use sharded_etcd_core::{
 };
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_manager::{AdminService, Manager, ManagerOptions};
-use sharded_etcd_shard::{Result, Shard, ShardError, WatchStream};
+use sharded_etcd_shard::{Shard, ShardError};
 use sharded_etcd_testkit::wait_until;
 use tokio::sync::watch;
 use tonic::{Code, Request};
-use world::{World, engine, passed_on};
+use world::{OnTxn, World, engine, run_txn};
 
 fn topology(shards: u32, generation: i64) -> Arc<Topology> {
     let mut topology = validate(Draft::new("demo", shards)).unwrap();
@@ -54,49 +53,14 @@ fn shard<'a>(status: &'a Value, name: &str) -> &'a Value {
     status["topology"].as_array().unwrap().iter().find(|s| s["shard"] == name).unwrap_or(&Value::Null)
 }
 
-/// A meta that keeps the first join that is written to it: whoever sent it has no answer.
-struct Keeping {
-    inner: Arc<dyn Shard>,
-    kept: Mutex<Option<pb::TxnRequest>>,
-}
-
-impl Keeping {
-    fn is_join(request: &pb::TxnRequest) -> bool {
-        let is_join = |op: &pb::RequestOp| match &op.request {
-            Some(pb::Request::RequestPut(put)) => {
-                put.key == CUT_LATEST && matches!(Entry::decode(&put.value), Ok(Entry::Join(_)))
-            }
-            _ => false,
-        };
-        request.success.iter().any(is_join)
-    }
-}
-
-impl Shard for Keeping {
-    fn txn(&self, request: pb::TxnRequest) -> BoxFuture<'_, Result<pb::TxnResponse>> {
-        let mut kept = self.kept.lock();
-        if Self::is_join(&request) && kept.is_none() {
-            *kept = Some(request);
-            return Box::pin(async { Err(ShardError::ambiguous(Code::DeadlineExceeded, "no answer")) });
+fn is_join(request: &pb::TxnRequest) -> bool {
+    let is_join = |op: &pb::RequestOp| match &op.request {
+        Some(pb::Request::RequestPut(put)) => {
+            put.key == CUT_LATEST && matches!(Entry::decode(&put.value), Ok(Entry::Join(_)))
         }
-        drop(kept);
-        self.inner.txn(request)
-    }
-
-    passed_on! {
-        range(request: pb::RangeRequest) -> pb::RangeResponse;
-        put(request: pb::PutRequest) -> pb::PutResponse;
-        compact(request: pb::CompactionRequest) -> pb::CompactionResponse;
-        watch(request: pb::WatchCreateRequest) -> WatchStream;
-        lease_grant(request: pb::LeaseGrantRequest) -> pb::LeaseGrantResponse;
-        lease_revoke(request: pb::LeaseRevokeRequest) -> pb::LeaseRevokeResponse;
-        lease_keep_alive(id: i64) -> pb::LeaseKeepAliveResponse;
-        lease_time_to_live(request: pb::LeaseTimeToLiveRequest) -> pb::LeaseTimeToLiveResponse;
-        lease_leases() -> pb::LeaseLeasesResponse;
-        status() -> pb::StatusResponse;
-        defragment() -> pb::DefragmentResponse;
-        alarm(request: pb::AlarmRequest) -> pb::AlarmResponse;
-    }
+        _ => false,
+    };
+    request.success.iter().any(is_join)
 }
 
 fn message(shard: &Value) -> &str {
@@ -177,22 +141,33 @@ async fn shards_join_leave_and_come_back_as_the_operator_makes_them() {
 async fn a_join_that_arrives_late_does_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let meta: Arc<dyn Shard> = engine(&dir, "meta").await;
-    let keeping = Arc::new(Keeping { inner: meta, kept: Mutex::default() });
+    // The first join is kept on its way: whoever sent it has no answer.
+    let kept = Arc::new(Mutex::new(None));
+    let keeping = OnTxn::over(&meta, {
+        let kept = Arc::clone(&kept);
+        move |meta, request| {
+            let mut kept = kept.lock();
+            if is_join(&request) && kept.is_none() {
+                *kept = Some(request);
+                return Box::pin(async { Err(ShardError::ambiguous(Code::DeadlineExceeded, "no answer")) });
+            }
+            run_txn(meta, request)
+        }
+    });
     let shard: Arc<dyn Shard> = engine(&dir, "shard-0").await;
-    let world = World::over(dir, Arc::clone(&keeping) as Arc<dyn Shard>, vec![shard], Vec::new()).await;
+    let world = World::over(dir, keeping, vec![shard], Vec::new()).await;
     world.add_engine("shard-1").await;
     let (wanted, received) = watch::channel(topology(2, 1));
     let mut options =
         ManagerOptions::new(Arc::clone(&world.line), Arc::clone(&world.shards), received, "one");
     options.interval = Duration::from_millis(50);
     let manager = Manager::start(options);
-    let late =
-        wait_until("the join to be sent", Duration::from_secs(60), || async { keeping.kept.lock().clone() });
+    let late = wait_until("the join to be sent", Duration::from_secs(60), || async { kept.lock().clone() });
     let late = late.await.unwrap();
     // It is not wanted any more before anybody tries again.
     wanted.send_replace(topology(1, 2));
     manager.status().wait_for(|s| s.leading && s.spec_generation == 2).await.unwrap();
-    let answer = keeping.inner.txn(late).await.unwrap();
+    let answer = meta.txn(late).await.unwrap();
     assert!(!answer.succeeded, "{answer:?}");
     // The next one, of a term that is not over, does.
     wanted.send_replace(topology(2, 3));

@@ -13,7 +13,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use sharded_etcd_core::{
     records::TopologyId,
     topology::{Draft, Topology, validate},
@@ -21,10 +20,10 @@ use sharded_etcd_core::{
 use sharded_etcd_etcd_api::messages as pb;
 use sharded_etcd_line::{Line, LineOptions, bootstrap};
 use sharded_etcd_manager::{StartError, start_topology};
-use sharded_etcd_shard::{Result, Shard, ShardDirectory, WatchStream};
+use sharded_etcd_shard::{Shard, ShardDirectory};
 use sharded_etcd_testkit::{EtcdProcess, EtcdProcessOptions};
 use tempfile::TempDir;
-use world::{engine, passed_on};
+use world::{OnTxn, engine, run_txn};
 
 const UID: &str = "0c5f";
 
@@ -35,31 +34,12 @@ fn topology(shards: u32, presplit: &[&'static str]) -> Topology {
 }
 
 /// Passes so many transactions on; then the process that sends them is no more.
-struct Mortal {
-    inner: Arc<dyn Shard>,
-    life: Arc<AtomicUsize>,
-}
-
-impl Shard for Mortal {
-    fn txn(&self, request: pb::TxnRequest) -> BoxFuture<'_, Result<pb::TxnResponse>> {
-        let lives = self.life.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        if lives.is_ok() { self.inner.txn(request) } else { Box::pin(std::future::pending()) }
-    }
-
-    passed_on! {
-        range(request: pb::RangeRequest) -> pb::RangeResponse;
-        put(request: pb::PutRequest) -> pb::PutResponse;
-        compact(request: pb::CompactionRequest) -> pb::CompactionResponse;
-        watch(request: pb::WatchCreateRequest) -> WatchStream;
-        lease_grant(request: pb::LeaseGrantRequest) -> pb::LeaseGrantResponse;
-        lease_revoke(request: pb::LeaseRevokeRequest) -> pb::LeaseRevokeResponse;
-        lease_keep_alive(id: i64) -> pb::LeaseKeepAliveResponse;
-        lease_time_to_live(request: pb::LeaseTimeToLiveRequest) -> pb::LeaseTimeToLiveResponse;
-        lease_leases() -> pb::LeaseLeasesResponse;
-        status() -> pb::StatusResponse;
-        defragment() -> pb::DefragmentResponse;
-        alarm(request: pb::AlarmRequest) -> pb::AlarmResponse;
-    }
+fn mortal(inner: &Arc<dyn Shard>, life: &Arc<AtomicUsize>) -> Arc<dyn Shard> {
+    let life = Arc::clone(life);
+    OnTxn::over(inner, move |inner, request| {
+        let lives = life.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if lives.is_ok() { run_txn(inner, request) } else { Box::pin(std::future::pending()) }
+    })
 }
 
 /// Empty engines.
@@ -118,11 +98,8 @@ async fn killed_at_any_step_and_finished_by_the_next() {
     for life in 0..=shards + 2 {
         let empty = Empty::new(shards).await;
         let left = Arc::new(AtomicUsize::new(life));
-        let mortal = |inner: &Arc<dyn Shard>| {
-            Arc::new(Mortal { inner: Arc::clone(inner), life: Arc::clone(&left) }) as Arc<dyn Shard>
-        };
-        let meta = mortal(&empty.meta);
-        let directory = empty.directory_of(mortal);
+        let meta = mortal(&empty.meta, &left);
+        let directory = empty.directory_of(|shard| mortal(shard, &left));
         let wanted = topology(3, &["b", "d"]);
         let dying = start_topology(meta.as_ref(), &directory, UID, &wanted);
         let died = tokio::time::timeout(Duration::from_millis(500), dying).await;

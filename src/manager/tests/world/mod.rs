@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use sharded_etcd_core::{
     keyspace::{KeyRange, RESERVED, RangeEntry, Rid, ShardIx},
@@ -28,11 +29,27 @@ use sharded_etcd_line::{
     bootstrap::{NewShard, bootstrap, join},
 };
 use sharded_etcd_manager::{Failpoints, MoverContext, MoverOptions, Progress, Throttle};
-use sharded_etcd_shard::{Shard, ShardDirectory};
+use sharded_etcd_shard::{Result, Shard, ShardDirectory, WatchStream};
 use tempfile::TempDir;
 
-/// Methods of a [`Shard`] that pass the call on to its `inner`.
-#[allow(unused_macros)] // not every test has a shard of its own
+/// A shard whose transactions go through a function; all else is passed on to it.
+pub struct OnTxn<F> {
+    inner: Arc<dyn Shard>,
+    txn: F,
+}
+
+impl<F> OnTxn<F>
+where
+    F: Fn(&Arc<dyn Shard>, pb::TxnRequest) -> BoxFuture<'static, Result<pb::TxnResponse>>
+        + Send
+        + Sync
+        + 'static,
+{
+    pub fn over(inner: &Arc<dyn Shard>, txn: F) -> Arc<dyn Shard> {
+        Arc::new(Self { inner: Arc::clone(inner), txn })
+    }
+}
+
 macro_rules! passed_on {
     ($($method:ident($($arg:ident: $request:ty)?) -> $response:ty;)*) => {$(
         fn $method(&self, $($arg: $request)?) -> BoxFuture<'_, Result<$response>> {
@@ -40,8 +57,42 @@ macro_rules! passed_on {
         }
     )*};
 }
-#[allow(unused_imports)]
-pub(crate) use passed_on;
+
+impl<F> Shard for OnTxn<F>
+where
+    F: Fn(&Arc<dyn Shard>, pb::TxnRequest) -> BoxFuture<'static, Result<pb::TxnResponse>>
+        + Send
+        + Sync
+        + 'static,
+{
+    fn txn(&self, request: pb::TxnRequest) -> BoxFuture<'_, Result<pb::TxnResponse>> {
+        (self.txn)(&self.inner, request)
+    }
+
+    passed_on! {
+        range(request: pb::RangeRequest) -> pb::RangeResponse;
+        put(request: pb::PutRequest) -> pb::PutResponse;
+        compact(request: pb::CompactionRequest) -> pb::CompactionResponse;
+        watch(request: pb::WatchCreateRequest) -> WatchStream;
+        lease_grant(request: pb::LeaseGrantRequest) -> pb::LeaseGrantResponse;
+        lease_revoke(request: pb::LeaseRevokeRequest) -> pb::LeaseRevokeResponse;
+        lease_keep_alive(id: i64) -> pb::LeaseKeepAliveResponse;
+        lease_time_to_live(request: pb::LeaseTimeToLiveRequest) -> pb::LeaseTimeToLiveResponse;
+        lease_leases() -> pb::LeaseLeasesResponse;
+        status() -> pb::StatusResponse;
+        defragment() -> pb::DefragmentResponse;
+        alarm(request: pb::AlarmRequest) -> pb::AlarmResponse;
+    }
+}
+
+/// Runs a transaction on a shard.
+pub fn run_txn(
+    shard: &Arc<dyn Shard>,
+    request: pb::TxnRequest,
+) -> BoxFuture<'static, Result<pb::TxnResponse>> {
+    let shard = Arc::clone(shard);
+    Box::pin(async move { shard.txn(request).await })
+}
 
 pub struct World {
     pub dir: TempDir,
