@@ -56,7 +56,7 @@ fn wanted(routing: &Routing) -> Option<Arc<Topology>> {
 }
 
 impl Managing {
-    /// Starts the manager of a place, and puts it there.
+    /// Starts the manager of a place, and puts it there, unless there is one.
     pub async fn start(world: &Arc<World>, place: usize) {
         if world.managers.lock()[place].is_some() || !world.starting.lock().insert(1000 + place) {
             return;

@@ -215,18 +215,12 @@ async fn heal(world: &Arc<World>) {
     let places = world.proxies.lock().len();
     let managers = world.managers.lock().len();
     while world.running().len() < places || world.managers.lock().iter().flatten().count() < managers {
+        // At once, where something runs or is being started already.
         for place in 0..managers {
-            let gone = world.managers.lock()[place].is_none();
-            if gone {
-                Managing::start(world, place).await;
-            }
+            Managing::start(world, place).await;
         }
         for place in 0..places {
-            let gone = world.proxies.lock()[place].is_none();
-            if gone {
-                // At once, if it is being started already.
-                Process::start(world, place).await;
-            }
+            Process::start(world, place).await;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
