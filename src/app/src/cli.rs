@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use sharded_etcd_crd::units::TimeSpan;
+use sharded_etcd_proxy::context::{Limits, PROGRESS_INTERVAL_MIN};
 
 use crate::{
     etcd_flags,
@@ -449,11 +450,9 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
 /// As etcd takes it (server/etcdserver/api/v3rpc/watch.go, `NewWatchServer`): zero, its flag's own default, is ten minutes,
 /// and less than 100 ms counts as that.
 fn progress_interval(text: &str) -> Result<Duration, String> {
-    const DEFAULT: Duration = Duration::from_secs(600);
-    const LEAST: Duration = Duration::from_millis(100);
     match duration(text)? {
-        Duration::ZERO => Ok(DEFAULT),
-        time => Ok(time.max(LEAST)),
+        Duration::ZERO => Ok(Limits::default().progress_interval),
+        time => Ok(time.max(PROGRESS_INTERVAL_MIN)),
     }
 }
 

@@ -32,6 +32,9 @@ impl Identity {
     }
 }
 
+/// The shortest interval of progress notifications. (etcd: `minWatchProgressInterval`.)
+pub const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
 /// Limits of what clients may ask, and of what the proxy keeps for them.
 #[derive(Debug, Clone)]
 pub struct Limits {

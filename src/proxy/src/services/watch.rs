@@ -25,7 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    context::Context,
+    context::{Context, PROGRESS_INTERVAL_MIN},
     hub::{Delivery, Hub, HubEvent, HubStopped, HubStream, WatchSpec, WatcherId},
 };
 
@@ -40,9 +40,6 @@ const PROGRESS_MAX: usize = 8;
 
 /// Until the line's end is asked for again when it could not be read.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
-
-/// The shortest interval of progress notifications. (etcd: `minWatchProgressInterval`.)
-const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// Id in answers for no watcher, or for all of the stream. (clientv3: `InvalidWatchID`.)
 const NO_WATCHER: i64 = -1;
